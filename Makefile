@@ -1,0 +1,43 @@
+# Every target builds .venv first; nothing else has to be done before `make demo` or `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-all check fix bench docs help
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+# torch comes first and pinned: asked for by another package it would be a newer build with gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "marginkit needs Python >= 3.11, this is " + sys.version.split()[0] + "; run make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## graded feedback in, trained and calibrated models out, on a built-in world (about 4 minutes, no network)
+	$(BIN)/marginkit demo
+
+test: $(STAMP)  ## the quick suite (a few minutes on two cores, no network, no GPU)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(STAMP)  ## everything, slow tests included
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(STAMP)  ## what the linter can repair by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## the measurements behind the figures in docs/ (long)
+	$(BIN)/python benchmarks/demo_claims.py
+
+docs: $(STAMP)  ## regenerate the generated pages of docs/
+	$(BIN)/marginkit list --markdown > docs/recipes.md

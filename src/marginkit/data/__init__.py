@@ -1,0 +1,1 @@
+"""From files of graded feedback to encoded groups; no torch."""
