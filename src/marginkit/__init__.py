@@ -1,1 +1,66 @@
-"""marginkit."""
+"""marginkit: train policies and reward models on graded feedback, and measure whether their confidence is right.
+
+The public names are resolved on first use, so that `import marginkit` costs nothing and `marginkit --help`
+needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Group": "records",
+    "Groups": "records",
+    "Response": "records",
+    "Turn": "records",
+    "Pair": "records",
+    "Rating": "records",
+    "Comparison": "records",
+    "Estimate": "records",
+    "Scores": "records",
+    "write_groups": "records",
+    "read_groups": "data.sources",
+    "make_pairs": "data.pairing",
+    "recipe": "registry",
+    "PairScores": "core.tensors",
+    "SequenceScores": "core.tensors",
+    "train": "run",
+    "score": "run",
+    "evaluate": "evaluation.metrics",
+    "BadInput": "errors",
+    "RunFailed": "errors",
+}
+__all__ = sorted([*_WHERE, "__version__"])
+
+if TYPE_CHECKING:
+    from marginkit.core.tensors import PairScores as PairScores
+    from marginkit.core.tensors import SequenceScores as SequenceScores
+    from marginkit.data.pairing import make_pairs as make_pairs
+    from marginkit.data.sources import read_groups as read_groups
+    from marginkit.errors import BadInput as BadInput
+    from marginkit.errors import RunFailed as RunFailed
+    from marginkit.evaluation.metrics import evaluate as evaluate
+    from marginkit.records import Comparison as Comparison
+    from marginkit.records import Estimate as Estimate
+    from marginkit.records import Group as Group
+    from marginkit.records import Groups as Groups
+    from marginkit.records import Pair as Pair
+    from marginkit.records import Rating as Rating
+    from marginkit.records import Response as Response
+    from marginkit.records import Scores as Scores
+    from marginkit.records import Turn as Turn
+    from marginkit.records import write_groups as write_groups
+    from marginkit.registry import recipe as recipe
+    from marginkit.run import score as score
+    from marginkit.run import train as train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'marginkit' has no attribute {name!r}")
+    return getattr(import_module(f"marginkit.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -160,8 +161,7 @@ class Group:
     cluster: str | None = None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# JSON: the native form, one object a line, lossless
+# -- # JSON: the native form, one object a line, lossless
 
 
 def _drop_absent(fields: dict[str, Any]) -> dict[str, Any]:
@@ -273,12 +273,9 @@ def group_from_json(row: Mapping[str, Any]) -> Group:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Arrow: how groups are kept
+# -- # Arrow: how groups are kept
 
-_TURN = pa.struct(
-    [("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string()), ("name", pa.string())]
-)
+_TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string()), ("name", pa.string())])
 _CONTENT = pa.struct([("text", pa.string()), ("turns", pa.list_(_TURN))])
 _RESPONSE = pa.struct(
     [
@@ -439,9 +436,9 @@ def stream_to_arrow(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, path: 
 
 def scratch_file(owner: object, suffix: str) -> Path:
     """A temporary file that lives as long as `owner`."""
-    handle = tempfile.NamedTemporaryFile(prefix="marginkit-", suffix=suffix, delete=False)
-    handle.close()
-    path = Path(handle.name)
+    handle, name = tempfile.mkstemp(prefix="marginkit-", suffix=suffix)
+    os.close(handle)
+    path = Path(name)
     weakref.finalize(owner, path.unlink, missing_ok=True)
     return path
 
@@ -554,8 +551,7 @@ def write_groups(groups: Iterable[Group], path: str | Path) -> Path:
     return target
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What follows training: two tables and the numbers drawn from them. They need no model and no torch.
+# -- # What follows training: two tables and the numbers drawn from them. They need no model and no torch.
 
 _WHERE = [("split", pa.string()), ("subset", pa.string()), ("source", pa.string()), ("cluster", pa.string())]
 
