@@ -1,0 +1,184 @@
+"""Which of two models is better on the same pairs, and the rows of a result in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from marginkit.errors import BadInput
+from marginkit.evaluation.bootstrap import estimate_mean
+from marginkit.evaluation.metrics import Evaluation, PairColumns, read_tables
+from marginkit.records import Estimate, Scores
+
+_KEY = ["group", "chosen", "rejected"]
+_WORDS = {"nll": "NLL", "brier": "Brier score", "accuracy": "accuracy", "prob_error": "distance from the target"}
+
+
+def compare(
+    a: Scores | pa.Table | str | Path,
+    b: Scores | pa.Table | str | Path,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Paired differences between two models on the same pairs: `mean over pairs of a's value - b's value`.
+
+    The headline is the difference in NLL (nats) and Brier score, proper scores that reward calibration and accuracy
+    together; a ratio of two ECEs is not given, as both are biased by the sample's noise.
+
+    Args:
+        a: what `score` gave for one model, its pairs table, or where they were saved.
+        b: the same for the other, on the same groups.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        `nll`, `brier`, `accuracy`, and `prob_error` where both have a target gap: each a - b with a 95% interval over
+        clusters. Negative is better for a, except in accuracy.
+
+    Raises:
+        BadInput: the pairs (group, chosen, rejected) or their labels are not the same.
+
+    Example:
+        >>> def table(gap):
+        ...     return pa.table({
+        ...         "group": ["p", "q"], "cluster": ["p", "q"], "chosen": [0, 0], "rejected": [1, 1], "gap": gap,
+        ...         "reward_chosen": gap, "reward_rejected": [0.0, 0.0], "tie": [False, False],
+        ...         "label_prob": [1.0, 1.0], "target_gap": pa.array([None, None], pa.float64()),
+        ...     })
+        >>> compare(table([2.0, 1.0]), table([2.0, -1.0]))["accuracy"].value
+        0.5
+
+    Source: the paired bootstrap, Efron and Tibshirani 1993; as a test for language models Koehn, EMNLP 2004.
+    """
+    first, second = _sorted_pairs(a), _sorted_pairs(b)
+    if not len(first) or not len(second):
+        raise BadInput("there are no pairs to compare: score both models on groups that have pairs")
+    keys, others = (list(zip(*(t[name].to_pylist() for name in _KEY), strict=True)) for t in (first, second))
+    if keys != others:
+        unshared = sorted(set(keys) ^ set(others))
+        where = f"{len(unshared)} pairs are in one only, first {unshared[0]}" if unshared else "repeated pairs differ"
+        raise BadInput(f"the two tables hold different pairs ({where}): score both models on the same groups")
+    left, right = PairColumns.read(first), PairColumns.read(second)
+    differ = (left.tie != right.tie) | ~np.isclose(left.label, right.label, rtol=0, atol=1e-9, equal_nan=True)
+    if differ.any():
+        group = keys[int(differ.argmax())][0]
+        raise BadInput(f"group {group}: the labels differ in {int(differ.sum())} pairs: use the same feedback for both")
+    ours, theirs = left.values(), right.values()
+    found = {}
+    for name in _WORDS:
+        difference = ours[name] - theirs[name]
+        here = ~np.isnan(difference)
+        if here.any():
+            found[name] = estimate_mean(difference[here], left.cluster[here], resamples=resamples, seed=seed)
+    return found
+
+
+def _sorted_pairs(scores: Scores | pa.Table | str | Path) -> pa.Table:
+    """The pairs table, ordered by key; repeated pairs keep the order of their `pair` index."""
+    table: pa.Table = read_tables(scores)[1]
+    if missing := [name for name in _KEY if name not in table.column_names]:
+        raise BadInput(f"the pairs table lacks {', '.join(missing)}: pass what `score` wrote")
+    keys = [*_KEY, "pair"] if "pair" in table.column_names else _KEY
+    return table.sort_by([(name, "ascending") for name in keys])
+
+
+def verdict(differences: Mapping[str, Estimate]) -> str:
+    """What `compare` comes to, in one or two sentences about the first model.
+
+    Args:
+        differences: what `compare` returned.
+
+    Returns:
+        Better or worse where the 95% interval leaves 0 out, "not distinguishable" where it does not; with numbers.
+
+    Example:
+        >>> nll, accuracy = Estimate(-0.05, -0.08, -0.02, 900, 300), Estimate(0.004, -0.01, 0.02, 900, 300)
+        >>> print(verdict({"nll": nll}))
+        The first model has the better NLL (-0.050 [-0.080, -0.020]) on 900 pairs.
+        >>> print(verdict({"accuracy": accuracy}))
+        Not distinguishable on 900 pairs: accuracy (+0.004 [-0.010, +0.020]).
+    """
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
+    for name, found in differences.items():
+        side = found if name == "accuracy" else Estimate(-found.value, -found.high, -found.low, found.n, found.clusters)
+        kind = "better" if side.low > 0 else "worse" if side.high < 0 else "same"
+        groups[kind].append(f"{_WORDS[name]} ({found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}])")
+    n = max((found.n for found in differences.values()), default=0)
+    told = [f"the {kind} {' and '.join(groups[kind])}" for kind in ("better", "worse") if groups[kind]]
+    sentences = [f"The first model has {', and '.join(told)} on {n} pairs."] if told else []
+    if groups["same"]:
+        where = "" if told else f" on {n} pairs"
+        sentences.append(f"Not distinguishable{where}: {', '.join(groups['same'])}.")
+    return " ".join(sentences)
+
+
+_ROWS = {
+    "accuracy": "accuracy",
+    "length_baseline": "accuracy of the longer response",
+    "nll": "NLL (nats a pair)",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+    "ece_debiased": "ECE without the sample's noise",
+    "ece_floor": "ECE of a calibrated model (noise floor)",
+    "ece_majority": "ECE against the majority label",
+    "temperature": "best temperature",
+    "nll_at_temperature": "NLL at that temperature",
+    "ece_at_temperature": "ECE at that temperature",
+    "gap_correlation": "rank correlation of gap and target gap",
+    "gap_slope": "slope of gap on target gap",
+    "prob_error": "distance from the target probability",
+    "prob_error_label": "distance from the observed probability",
+    "reward_std": "spread of rewards (logits)",
+    "nll_per_token": "NLL (nats a token)",
+    "perplexity": "perplexity",
+}
+
+
+def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """An evaluation as the rows of a table: name, value with interval, remark.
+
+    Args:
+        evaluation: what `evaluate` returned.
+
+    Returns:
+        Rows in reading order; remarks are empty where there is nothing to say.
+
+    Example:
+        >>> rows(Evaluation({"accuracy": Estimate(0.75, 0.5, 1.0, 8, 0)}, {"ties_left_out": 2, "equal_rewards": 0}))
+        [('accuracy', '0.750 [0.500, 1.000]', '8 pairs, interval over pairs (too few clusters); 2 ties left out')]
+    """
+    return [(_ROWS[name], str(evaluation[name]), _remark(name, evaluation)) for name in _ROWS if name in evaluation]
+
+
+def _remark(name: str, evaluation: Evaluation) -> str:
+    """What a reader should know beside the number."""
+    found, counts, told = evaluation[name], evaluation.counts, evaluation.verdict
+    if name == "accuracy":
+        over = f"{found.clusters} clusters" if found.clusters else "interval over pairs (too few clusters)"
+        remarks = [f"{found.n} pairs, {over}" if found.n else "every pair is a tie"]
+        if counts.get("ties_left_out"):
+            remarks.append(f"{counts['ties_left_out']} ties left out")
+        if counts.get("equal_rewards"):
+            remarks.append(f"{counts['equal_rewards']} equal rewards count as wrong")
+        return "; ".join(remarks)
+    if name == "nll" and counts.get("no_probability"):
+        return f"{counts['no_probability']} ties without an observed probability left out"
+    if name == "ece" and "calibrated" in told:
+        side = "inside" if told["inside_floor"] else "above"
+        judged = "calibrated" if told["calibrated"] else "not calibrated"
+        return f"{side} the noise floor {told['floor']:.3f}: {judged}"
+    if name == "ece_floor" and told.get("labels") == "soft":
+        return "an upper bound: labels are shares, the floor is drawn with single votes"
+    if name == "temperature" and told.get("temperature"):
+        bound = ", at the end of its range" if told["temperature_at_bound"] else ""
+        sense = "overconfident" if found.value > 1 else "underconfident" if found.value < 1 else "as it should be"
+        clear = math.isnan(found.low) or not found.low <= 1 <= found.high
+        return f"{told['temperature']}{bound}; {sense if clear else 'no sign of over- or underconfidence'}"
+    if name == "length_baseline" and told.get("length_unit"):
+        return f"length in {told['length_unit']}"
+    return ""

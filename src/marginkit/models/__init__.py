@@ -1,0 +1,1 @@
+"""Models: loading, batches, and the one function that turns a batch into scores."""

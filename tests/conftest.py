@@ -1,0 +1,23 @@
+"""Every test: no network, one thread, the shape annotations of the formulas checked, the same examples every time."""
+
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+torch.set_num_threads(1)
+
+# The records and decorators (core.tensors, core.parts) stay as they are: their own messages are what a user meets.
+install_import_hook([f"marginkit.core.{name}" for name in ("rewards", "targets", "objectives")], "beartype.beartype")
+
+settings.register_profile("marginkit", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("marginkit")

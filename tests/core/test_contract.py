@@ -1,0 +1,103 @@
+"""The contract over every function that the algebra declares."""
+
+import pytest
+import torch
+from contract import (
+    CHECKS,
+    PAIRS,
+    Case,
+    Check,
+    cases,
+    declared,
+    draw,
+    largest_gradient_jump,
+    some_labels,
+    some_rewards,
+    some_scores,
+    some_target,
+)
+
+from marginkit.core.objectives import logistic, nll
+from marginkit.core.rewards import implicit
+from marginkit.core.tensors import SequenceScores
+
+EVERY = [
+    pytest.param(check, case, id=f"{case}-{check.__name__}")
+    for kind in CHECKS
+    for case in cases(kind)
+    for check in CHECKS[kind]
+]
+
+
+@pytest.mark.parametrize(("check", "case"), EVERY)
+def test_every_declared_function_keeps_its_contract(check: Check, case: Case) -> None:
+    """Each declaration is true, in both directions."""
+    check(case)
+
+
+def test_discovery_finds_what_is_there() -> None:
+    """The contract cannot be empty: these functions exist and are found."""
+    assert {"logp", "implicit", "head"} <= set(declared("reward"))
+    assert {"none", "constant_margin", "constant_prob", "soft_label", "grade_margin"} <= set(declared("target"))
+    assert {"logistic", "nll"} <= set(declared("objective"))
+
+
+def test_every_declared_function_is_a_case_with_all_its_options() -> None:
+    """A function without a case would go untested; an option without a value would crash elsewhere than here."""
+    for kind in CHECKS:
+        found = cases(kind)
+        assert {case.function for case in found} == set(declared(kind).values())
+        for case in found:
+            assert None not in case.options.values(), f"{case}: give the option a value in contract.OPTIONS"
+
+
+def test_helpers_of_the_core_are_not_taken_for_parts() -> None:
+    """Only what is declared with a decorator of its module's kind counts."""
+    assert "soft_prob" not in declared("target")
+    assert "grade_gap" not in declared("target")
+    assert "reward" not in declared("reward")
+
+
+def test_random_inputs_vary_from_pair_to_pair() -> None:
+    """With equal rows no coupling could ever be seen."""
+    target, labels, scores = (
+        some_target(),
+        some_labels("grade", "utility", "prob", "target_gap", "strength", "weight"),
+        some_scores("logp", "ref_logp", "length", "head", "rm_head", "log_collision"),
+    )
+    columns = [
+        some_rewards(Case(logistic)),
+        some_rewards(Case(nll)),
+        *(getattr(target, name) for name in ("margin", "prob", "scale")),
+        *(getattr(labels, name) for name in ("grade", "utility", "prob", "target_gap", "strength", "weight")),
+        *(getattr(scores, name) for name in ("logp", "ref_logp", "length", "head", "rm_head", "log_collision")),
+    ]
+    for column in columns:
+        flat = column.reshape(len(column), -1)
+        assert len(torch.unique(flat, dim=0)) == len(flat)
+    assert torch.equal(draw(3, seed=1), draw(3, seed=1))
+    assert not torch.equal(draw(3, seed=1), draw(3, seed=2))
+
+
+def test_labels_of_the_inputs_say_that_chosen_is_better() -> None:
+    """Otherwise a logarithm of a grade gap would be refused for the wrong reason."""
+    labels = some_labels("grade", "utility", "prob", "target_gap", "strength")
+    assert (labels.grade[:, 0] > labels.grade[:, 1]).all()
+    assert (labels.utility[:, 0] > labels.utility[:, 1]).all()
+    assert (labels.prob > 0.5).all()
+    assert (labels.target_gap > 0).all()
+    assert (labels.strength > 0).all()
+
+
+def test_the_smoothness_probe_sees_no_jump_where_there_is_only_curvature() -> None:
+    """Steep is not broken: the logistic's steepest step halves away."""
+    assert largest_gradient_jump(Case(logistic)) < 1e-7
+
+
+def test_the_reference_is_kept_out_of_the_gradient_by_the_caller() -> None:
+    """`implicit` does not detach: a reference that asks for a gradient gets -beta, so the shell hands it in detached."""
+    scores = some_scores("logp", "ref_logp")
+    live = scores.ref_logp.requires_grad_(True)
+    implicit(SequenceScores(logp=scores.logp, ref_logp=live), beta=0.1).value.sum().backward()
+    assert torch.equal(live.grad, torch.full((6,), -0.1, dtype=torch.float64))
+    assert len(live) != PAIRS

@@ -1,0 +1,123 @@
+"""Two models on the same pairs, and results in words."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from marginkit.errors import BadInput
+from marginkit.evaluation.calibration import sigmoid
+from marginkit.evaluation.compare import compare, rows, verdict
+from marginkit.evaluation.metrics import evaluate
+from marginkit.records import Estimate
+
+
+def pairs(gap, **columns):
+    gap = np.asarray(gap, dtype=float)
+    n = len(gap)
+    filled = {
+        "group": [f"g{i:03d}" for i in range(n)],
+        "pair": [0] * n,
+        "chosen": [0] * n,
+        "rejected": [1] * n,
+        "cluster": [f"c{i}" for i in range(n)],
+        "reward_chosen": gap,
+        "reward_rejected": np.zeros(n),
+        "gap": gap,
+        "label_prob": pa.nulls(n, pa.float64()),
+        "target_gap": pa.nulls(n, pa.float64()),
+        "tie": [False] * n,
+        "length_chosen": [2] * n,
+        "length_rejected": [1] * n,
+    } | columns
+    return pa.table(filled)
+
+
+def test_differences_are_those_of_the_means():
+    rng = np.random.default_rng(0)
+    target, label = rng.normal(size=50), rng.uniform(size=50)
+    a = pairs(rng.normal(size=50), target_gap=target, label_prob=label)
+    b = pairs(rng.normal(size=50), target_gap=target, label_prob=label)
+    found, ours, theirs = compare(a, b), evaluate(a), evaluate(b)
+    assert set(found) == {"nll", "brier", "accuracy", "prob_error"}
+    for name, difference in found.items():
+        assert difference.value == pytest.approx(ours[name].value - theirs[name].value)
+        assert difference.low <= difference.value <= difference.high
+        assert (difference.n, difference.clusters) == (50, 50)
+        opposite = compare(b, a)[name]
+        assert (opposite.value, opposite.low, opposite.high) == pytest.approx(
+            (-difference.value, -difference.high, -difference.low), abs=1e-12
+        )
+
+
+def test_pairing_is_by_key_not_by_row():
+    rng = np.random.default_rng(1)
+    a, b = pairs(rng.normal(size=40)), pairs(rng.normal(size=40))
+    shuffled = b.take(pa.array(rng.permutation(40)))
+    assert compare(a, shuffled) == compare(a, b)
+    assert compare(a, a.take(pa.array(rng.permutation(40))))["nll"] == Estimate(0.0, 0.0, 0.0, 40, 40)
+
+
+def test_pairing_makes_small_differences_visible():
+    """A tenth of a logit on hard and easy pairs alike: far inside either interval, clear in the paired one."""
+    gap = np.random.default_rng(2).normal(0, 3, 300)
+    a, b = pairs(gap + 0.1), pairs(gap)
+    found, alone = compare(a, b)["nll"], evaluate(a)["nll"]
+    assert found.high < 0
+    assert found.high - found.low < 0.2 * (alone.high - alone.low)
+
+
+def test_repeated_pairs_keep_their_index():
+    again = {"group": ["g", "g", "h"], "pair": [0, 1, 0], "label_prob": [1.0, 0.0, 1.0]}
+    a, b = pairs([1.0, -1.0, 2.0], **again), pairs([0.5, 0.5, 0.5], **again)
+    assert compare(a, b.take(pa.array([1, 2, 0]))) == compare(a, b)
+
+
+def test_other_pairs_or_labels_are_refused():
+    a = pairs([1.0, 2.0])
+    with pytest.raises(BadInput, match=r"1 pairs are in one only, first .'g001'"):
+        compare(a, pairs([1.0]))
+    with pytest.raises(BadInput, match="different pairs"):
+        compare(a, pairs([1.0, 2.0], chosen=[0, 1], rejected=[1, 0]))
+    with pytest.raises(BadInput, match="group g001: the labels differ in 1 pairs"):
+        compare(a, pairs([1.0, 2.0], label_prob=pa.array([None, 0.7], pa.float64())))
+    with pytest.raises(BadInput, match="labels differ"):
+        compare(a, pairs([1.0, 2.0], tie=[True, False]))
+    with pytest.raises(BadInput, match="no pairs to compare"):
+        compare(a.slice(0, 0), a)
+    with pytest.raises(BadInput, match="lacks rejected"):
+        compare(a.drop_columns("rejected"), a)
+
+
+def test_verdict_says_better_worse_or_neither():
+    def difference(low, high):
+        return Estimate((low + high) / 2, low, high, 100, 50)
+
+    text = verdict(
+        {"nll": difference(-0.2, -0.1), "brier": difference(0.01, 0.02), "accuracy": difference(-0.01, 0.03)}
+    )
+    assert text == (
+        "The first model has the better NLL (-0.150 [-0.200, -0.100]), and the worse Brier score "
+        "(+0.015 [+0.010, +0.020]) on 100 pairs. Not distinguishable: accuracy (+0.010 [-0.010, +0.030])."
+    )
+    assert "better accuracy" in verdict({"accuracy": difference(0.01, 0.02)})
+    assert "worse accuracy" in verdict({"accuracy": difference(-0.02, -0.01)})
+    assert verdict({"nll": difference(-0.1, 0.1)}).startswith("Not distinguishable on 100 pairs: NLL")
+    unknown = Estimate(-1.0, float("nan"), float("nan"), 1, 0)
+    assert verdict({"nll": unknown}).startswith("Not distinguishable")
+
+
+def test_rows_read_in_order_and_carry_the_verdict():
+    rng = np.random.default_rng(3)
+    gap = rng.normal(0, 1.5, 600)
+    signed = np.where(rng.uniform(size=600) < sigmoid(0.5 * gap), gap, -gap)
+    result = evaluate(pairs([*signed, 0.0], tie=[True, *[False] * 600]))
+    told = {name: (value, remark) for name, value, remark in rows(result)}
+    assert next(iter(told)) == "accuracy"
+    assert len(told) == len(result)
+    assert "600 clusters" in told["accuracy"][1]
+    assert "1 ties left out" in told["accuracy"][1]
+    assert "1 equal rewards count as wrong" in told["accuracy"][1]
+    assert "above the noise floor" in told["calibration error (ECE)"][1]
+    assert told["calibration error (ECE)"][1].endswith("not calibrated")
+    assert told["best temperature"][1] == "in-sample; overconfident"
+    assert told["accuracy of the longer response"] == ("1.000 [1.000, 1.000]", "length in tokens")
