@@ -304,8 +304,7 @@ def recipe(name: str, **options: Any) -> Loss:
     by_part: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
     for option, value in options.items():
         if option not in known:
-            raise BadInput(
-                f"{name}({option}=...): no such option{did_you_mean(option, known)} (known: {', '.join(known) or 'none'})"
-            )
+            listed = ", ".join(known) or "none"
+            raise BadInput(f"{name}({option}=...): no such option{did_you_mean(option, known)} (known: {listed})")
         by_part[known[option][0]][option] = value
     return build_loss(spec, by_part)

@@ -8,7 +8,6 @@ template and truncation are in it by what they produce. A transaction holds one 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,9 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
 
 from marginkit.errors import RunFailed
 
@@ -69,18 +70,18 @@ class ScoreStore:
             self._writer.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (self.settings_id, text))
         except (OSError, sqlite3.Error) as error:
             raise RunFailed(f"score store {self.folder}: {error}; choose another with store.path=FOLDER") from None
+        self.added = 0
         others = [path for path in sorted(self.folder.glob("*.sqlite")) if path != self._path]
         self._readers = [self._writer, *filter(None, map(_open_reader, others))]
 
-    def _claim(self) -> tuple[IO[str], Path]:
-        """The first file that no living writer holds; one writer a file keeps SQLite out of its multi-writer corners."""
+    def _claim(self) -> tuple[FileLock, Path]:
+        """The first file no living writer holds: one writer a file keeps SQLite out of its multi-writer corners."""
         for number in range(10_000):
             path = self.folder / f"writer-{number:03}.sqlite"
-            lock = path.with_suffix(".lock").open("w")
+            lock = FileLock(path.with_suffix(".lock"), timeout=0)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
+                lock.acquire()
+            except Timeout:
                 continue
             return lock, path
         raise OSError("10,000 writers at once")
@@ -106,12 +107,11 @@ class ScoreStore:
         Raises:
             RunFailed: the disk is full or the file cannot be written.
         """
+        batch = [(key, self.settings_id, value) for key, value in rows]
         try:
             with self._writer:
-                self._writer.executemany(
-                    "INSERT OR REPLACE INTO scores VALUES (?, ?, ?)",
-                    [(key, self.settings_id, value) for key, value in rows],
-                )
+                self._writer.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", batch)
+            self.added += len(batch)
         except sqlite3.Error as error:
             raise RunFailed(f"score store {self._path}: {error}; what was kept before stays usable") from None
 
@@ -133,7 +133,7 @@ class ScoreStore:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         for connection in self._readers:
             connection.close()
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self

@@ -1,3 +1,4 @@
+# ruff: noqa: D103  (the names are sentences)
 """Two models on the same pairs, and results in words."""
 
 import numpy as np
@@ -96,8 +97,8 @@ def test_verdict_says_better_worse_or_neither():
         {"nll": difference(-0.2, -0.1), "brier": difference(0.01, 0.02), "accuracy": difference(-0.01, 0.03)}
     )
     assert text == (
-        "The first model has the better NLL (-0.150 [-0.200, -0.100]), and the worse Brier score "
-        "(+0.015 [+0.010, +0.020]) on 100 pairs. Not distinguishable: accuracy (+0.010 [-0.010, +0.030])."
+        "The first model has the better NLL (-0.1500 [-0.2000, -0.1000]), and the worse Brier score "
+        "(+0.0150 [+0.0100, +0.0200]) on 100 pairs. Not distinguishable: accuracy (+0.0100 [-0.0100, +0.0300])."
     )
     assert "better accuracy" in verdict({"accuracy": difference(0.01, 0.02)})
     assert "worse accuracy" in verdict({"accuracy": difference(-0.02, -0.01)})

@@ -1,3 +1,4 @@
+# ruff: noqa: D103  (the names are sentences)
 """`evaluate` on tables whose numbers are known."""
 
 import json
@@ -276,9 +277,10 @@ def test_files_and_folders(tmp_path):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, None])
 @pytest.mark.parametrize("column", ["reward_chosen", "gap"])
 def test_reward_that_is_not_a_number_is_refused_by_group(bad, column):
+    table = pairs([1.0, 2.0, 3.0])
+    table = table.set_column(table.column_names.index(column), column, pa.array([1.0, bad, 3.0], pa.float64()))
     with pytest.raises(BadInput, match=f"group g1: {column} is not a finite number"):
-        table = pairs([1.0, 2.0, 3.0])
-        evaluate(table.set_column(table.column_names.index(column), column, pa.array([1.0, bad, 3.0], pa.float64())))
+        evaluate(table)
 
 
 def test_other_bad_tables_are_refused(tmp_path):

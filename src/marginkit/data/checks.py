@@ -238,10 +238,11 @@ def text(value: object, key: str) -> str:
         raise RowRefused("not text", f"{key} is {shown(value)}, not text", "give a string or chat turns")
     words = []
     for part in value:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text" or part.get("image") is not None:
-            what = shown(part) if kind is None else f"part of type {shown('image' if kind == 'text' else kind)}"
-            rule = f"{key} holds a {what}; marginkit reads text only"
+        if not isinstance(part, Mapping):
+            raise RowRefused("not text", f"{key} is a list with {shown(part)} in it", "give one string or chat turns")
+        kind = "image" if part.get("image") is not None else part.get("type")
+        if kind != "text":
+            rule = f"{key} holds a part of type {shown(kind)}, but marginkit reads text only"
             raise RowRefused("non-text content", rule, "remove the row, or its images")
         words.append(text(part.get("text"), f"{key}.text"))
     return "".join(words)

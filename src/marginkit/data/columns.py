@@ -80,7 +80,9 @@ class Columns:
                     raise RowRefused("not an object", f"a column is named {shown(key)}", "name columns by strings")
                 self._learn(key, row)
         renamed: dict[str, Any] = {}
-        for key in sorted(row, key=lambda key: self._names[key][0]):  # given names win over known ones, these over aliases
+        for key in sorted(
+            row, key=lambda key: self._names[key][0]
+        ):  # given names win over known ones, these over aliases
             name, value = self._names[key][1], row[key]
             if name is None or (value is None and name in renamed):
                 continue
@@ -150,7 +152,11 @@ class Columns:
             self._notes[f"{key} read as target gap (logits)"] = None
             return
         words = str(scale).lower()
-        hint = "; its margin_scale says log-odds, so that is recommended" if "log-odds" in words or "logit" in words else ""
+        hint = (
+            "; its margin_scale says log-odds, so that is recommended"
+            if "log-odds" in words or "logit" in words
+            else ""
+        )
         text = f"{key} read as strength (dataset units); columns.{key}=logits reads it as a target gap{hint}"
         self._notes[text] = None
 

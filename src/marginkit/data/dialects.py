@@ -81,5 +81,7 @@ def _sft_row(row: Row, origin: Origin, rules: Rules) -> Group:
         more = checks.text(row["input"], "input") if row.get("input") else ""
         prompt: Content = f"{head}\n\n{more}" if more.strip() else head
         return finish(row, origin, checks.prompt(prompt, "instruction"), (Response(checks.answer(said, "output")),))
+    if "completion" not in row:  # none of the layouts is filled in: name the one whose column is there
+        checks.text(None, "messages" if "messages" in row else "output")
     said = checks.answer(checks.content(row.get("completion"), "completion"), "completion")
     return finish(row, origin, checks.prompt(row.get("prompt")), (Response(said),))

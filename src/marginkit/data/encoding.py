@@ -155,6 +155,15 @@ class EncodingReport:
     longest: int = 0
     p95: int = 0
 
+    def in_words(self) -> str:
+        """One line for the log."""
+        words = [f"{self.kept} of {self.groups} groups", f"{self.prompt_tokens + self.response_tokens} tokens"]
+        words.append(f"longest {self.longest} of at most {self.max_length}")
+        words += [f"{count} dropped ({reason})" for reason, count in self.dropped.items()]
+        words += [f"{self.cut_prompts} prompts cut on the left"] if self.cut_prompts else []
+        words += [f"{self.boundary_merged} prompts shortened to the common prefix"] if self.boundary_merged else []
+        return ", ".join(words)
+
     def to_json(self) -> dict[str, Any]:
         """Plain counts."""
         return {name: getattr(self, name) for name in self.__slots__}

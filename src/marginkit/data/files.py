@@ -18,8 +18,6 @@ from marginkit.errors import BadInput
 READABLE = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ROWS_PER_BATCH = 256
-    r"(score|rating|reward|avg_rating)_?|margin|p_chosen|weight|target_gap|.*_(score|rating|reward|weight)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +157,8 @@ def typed_cell(name: str, cell: Any) -> Any:
     """What a table cell says: cells have no type, so known columns give theirs; texts stay as they are.
 
     Example:
-        >>> typed_cell("margin", "2.5"), typed_cell("margin", "N/A"), typed_cell("chosen", "2.5"), typed_cell("votes", "[3, 1]")
-        (2.5, 'N/A', '2.5', [3, 1])
+        >>> typed_cell("margin", "2.5"), typed_cell("margin", "N/A"), typed_cell("chosen", "2.5")
+        (2.5, 'N/A', '2.5')
     """
     if not isinstance(cell, str):
         return cell
@@ -255,9 +253,10 @@ def _saved(path: Path, split: str | None) -> list[Stream]:
     import datasets
 
     try:
-        return _dataset_streams(datasets.load_from_disk(str(path)), path.name, split)
+        loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read ({_first_line(error)}); save it again") from None
+    return _dataset_streams(loaded, path.name, split)
 
 
 def _hub(name: str, split: str | None, config_name: str | None) -> list[Stream]:

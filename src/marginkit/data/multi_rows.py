@@ -52,6 +52,7 @@ def _response(value: object, key: str, rules: Rules) -> Response:
 
 
 def comparison(value: object, key: str, count: int) -> Comparison:
+    """Votes between two of `count` responses, as [i, j, wins_i, wins_j, ties] or by name."""
     if isinstance(value, list | tuple) and len(value) in (4, 5):
         value = dict(zip(("i", "j", "wins_i", "wins_j", "ties"), value, strict=False))
     if not isinstance(value, Mapping):
@@ -104,6 +105,7 @@ def _merge(responses: list[Response], rules: Rules) -> tuple[list[Response], lis
 
 
 def multi_row(row: Row, origin: Origin, rules: Rules) -> Group:
+    """One group of K responses; those that say the same are merged, to the mean of their grades."""
     prompt = checks.prompt(row.get("prompt"))
     listed, compared = row.get("responses"), row.get("comparisons") or ()
     if not isinstance(listed, list | tuple) or not listed:

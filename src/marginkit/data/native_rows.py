@@ -6,7 +6,7 @@ from marginkit.data import checks
 from marginkit.data.checks import RowRefused, shown
 from marginkit.data.multi_rows import comparison
 from marginkit.data.rows import Origin, Row, Rules
-from marginkit.records import NATIVE_FORMAT, Comparison, Group, group_from_json
+from marginkit.records import NATIVE_FORMAT, Comparison, Group, Pair, Turn, group_from_json
 
 
 def native_row(row: Row, origin: Origin, rules: Rules) -> Group:
@@ -18,45 +18,64 @@ def native_row(row: Row, origin: Origin, rules: Rules) -> Group:
         group = group_from_json(row)
         _check_native(group)
     except (KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise RowRefused(
-            "not the native form", f"a field is missing or malformed ({what})", "write it with write_groups"
-        ) from None
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise RowRefused("not the native form", f"malformed: {what}", "write it with write_groups") from None
     return group
 
 
 def _check_native(group: Group) -> None:
-    names = (group.id, group.source, group.subset, group.split, group.cluster)
-    if not isinstance(group.id, str) or not all(name is None or isinstance(name, str) for name in names):
+    if group.id is None or not _names(group.id, group.source, group.subset, group.split, group.cluster):
         raise TypeError("id, source, subset, split and cluster are strings")
     contents = {"prompt": group.prompt} | {f"responses[{i}]": r.turns for i, r in enumerate(group.responses)}
     for key, said in contents.items():
-        turns = (said,) if isinstance(said, str) else tuple(turn.content for turn in said)
-        if not all(isinstance(words, str) for words in turns):
-            raise TypeError(f"{key} is not text")
         if not isinstance(said, str):
-            checks.turns([_turn_to_json(turn) for turn in said], key)
+            checks.turns([{name: getattr(turn, name) for name in Turn.__slots__} for turn in said], key)
+            if not all(isinstance(turn.content, str) for turn in said):
+                raise TypeError(f"a turn of {key} is not text")
     if not group.responses:
         raise RowRefused("missing text", "responses is empty", "give at least one response")
     for at, response in enumerate(group.responses):
-        checks.answer(response.turns, f"responses[{at}]")
-        graded = {"grade": response.grade, "utility": response.utility} | dict(response.aspects)
-        graded |= {f"ratings[{i}]": rating.value for i, rating in enumerate(response.ratings)}
-        for name, value in graded.items():
-            checks.number(value, f"responses[{at}].{name}")
+        key = f"responses[{at}]"
+        checks.answer(response.turns, key)
+        if not _names(response.model, *(name for r in response.ratings for name in (r.rater, r.aspect))):
+            raise TypeError(f"model, rater and aspect of {key} are strings")
+        checks.number(response.grade, f"{key}.grade")
+        checks.number(response.utility, f"{key}.utility")
+        for name, value in response.aspects.items():
+            _present(checks.number(value, f"{key}.aspects.{name}"), f"{key}.aspects.{name}")
+        for rating in response.ratings:
+            _present(checks.number(rating.value, f"{key}.ratings.value"), f"{key}.ratings.value")
     for at, c in enumerate(group.comparisons):
-        comparison(
-            {name: getattr(c, name) for name in Comparison.__slots__}, f"comparisons[{at}]", len(group.responses)
+        read = comparison(
+            {name: getattr(c, name) for name in Comparison.__slots__}, f"comparisons[{at}]", len(contents) - 1
         )
+        if read != c:
+            raise TypeError(f"comparisons[{at}] holds values of the wrong type")
     for at, pair in enumerate(group.pairs):
-        key = f"pairs[{at}]"
-        for name in ("chosen", "rejected"):
-            checks.index(getattr(pair, name), f"{key}.{name}", len(group.responses))
-        if pair.chosen == pair.rejected:
-            raise RowRefused("identical responses", f"{key} pairs response {pair.chosen} with itself", "remove it")
-        for name in ("strength", "target_gap"):
-            checks.number(getattr(pair, name), f"{key}.{name}")
-        checks.votes(pair.votes, f"{key}.votes")
-        checks.probability(pair.prob, f"{key}.prob")
-        checks.weight(pair.weight, f"{key}.weight")
-        checks.flag(pair.tie, f"{key}.tie")
+        _check_pair(pair, f"pairs[{at}]", len(group.responses))
+
+
+def _check_pair(pair: Pair, key: str, count: int) -> None:
+    for name in ("chosen", "rejected"):
+        checks.index(getattr(pair, name), f"{key}.{name}", count)
+    if pair.chosen == pair.rejected:
+        raise RowRefused("identical responses", f"{key} pairs response {pair.chosen} with itself", "remove it")
+    for name in ("strength", "target_gap"):
+        checks.number(getattr(pair, name), f"{key}.{name}")
+    if pair.votes is not None and len(pair.votes) != 3:
+        raise TypeError(f"{key}.votes are three counts: for, against, ties")
+    checks.votes(pair.votes, f"{key}.votes")
+    checks.probability(pair.prob, f"{key}.prob")
+    checks.weight(_present(pair.weight, f"{key}.weight"), f"{key}.weight")
+    if not isinstance(pair.tie, bool):
+        raise TypeError(f"{key}.tie is true or false")
+
+
+def _names(*names: object) -> bool:
+    return all(name is None or isinstance(name, str) for name in names)
+
+
+def _present(value: object, key: str) -> object:
+    if value is None:
+        raise TypeError(f"{key} is null")
+    return value

@@ -131,6 +131,7 @@ def _settle(pair: Pair, chosen: Response, rejected: Response, rules: Rules) -> t
 
 
 def pair_row(row: Row, origin: Origin, rules: Rules) -> Group:
+    """One group of two responses and their pair, after the policies on contradictions and ties."""
     prompt, better, worse = _pair_contents(row)
     chosen, rejected = (
         Response(

@@ -84,6 +84,7 @@ def finish(row: Row, origin: Origin, prompt: Content, responses: tuple[Response,
 
 
 def same(left: Response, right: Response) -> bool:
+    """Whether two responses say the same."""
     if isinstance(left.turns, str) or isinstance(right.turns, str):
         return content_text(left.turns).strip() == content_text(right.turns).strip()
     return left.turns == right.turns

@@ -98,12 +98,13 @@ def _refuse_too_many(findings: Findings, contradiction_limit: float, strict: boo
         first = next(finding for finding in findings.items if finding.reason in broken and finding.severity == "drop")
         raise BadInput(f"{sum(broken.values())} of {findings.read} rows break a rule (strict), the first: {first}")
     count = findings.dropped.get("contradiction", 0)
-    if count > contradiction_limit * findings.read:
+    if count and count / findings.read > contradiction_limit:
         first = next(finding for finding in findings.items if finding.reason == "contradiction")
+        share = f"{count} of {findings.read} rows ({count / findings.read:.1%})"
         raise BadInput(
-            f"{findings.file}: in {count} of {findings.read} rows ({count / findings.read:.1%}) the evidence contradicts "
-            f"the label, above contradiction_limit={contradiction_limit:g}; first at {first.place}: {first.rule}; check which "
-            'column is which, or set contradiction to "keep", "trust_label" or "trust_grade"'
+            f"{findings.file}: {share} contradict their label, above contradiction_limit={contradiction_limit:g}; the "
+            f"first: {first.place}: {first.rule}; check which column is which, or set contradiction to "
+            '"keep", "trust_label" or "trust_grade"'
         )
 
 
@@ -124,6 +125,7 @@ class _Reading:
         self.findings = Findings(", ".join(stream.file for stream in streams))
         self.dialects: dict[str, None] = {}
         self.place = ""
+        self.remarks: list[Finding] = []  # on the row at hand: they count only if it is kept
         self.rows: dict[bytes, bytes] = {}  # digest of the texts -> digest of all the row says
         self.ids: dict[bytes, int] = {}
         self.other_splits: set[str] = set()
@@ -161,13 +163,15 @@ class _Reading:
         if not objects:
             value = first[0].value
             rule = value.rule if isinstance(value, RowRefused) else f"the row is {shown(value)}"
-            raise BadInput(f"{first[0].place}: {rule}; none of the first rows is an object, so there is nothing to read")
+            raise BadInput(
+                f"{first[0].place}: {rule}; none of the first rows is an object, so there is nothing to read"
+            )
         dialect = self.columns.detect(stream.file, objects)
         self.dialects[dialect] = None
         return first, dialect
 
     def _row(self, raw: RawRow, stream: Stream, dialect: str, rules: Rules) -> Iterator[Group]:
-        self.place = raw.place
+        self.place, self.remarks = raw.place, []
         try:
             if isinstance(raw.value, RowRefused):
                 raise raw.value
@@ -177,13 +181,17 @@ class _Reading:
             if self.split is not None and stream.split is None and row.get("split") != self.split:
                 self.other_splits |= {str(row["split"])} if row.get("split") else set()
                 return
-            group = dialects.to_group(dialect, row, Origin(f"{stream.stem}:{raw.number}", stream.source, stream.split), rules)
+            group = dialects.to_group(
+                dialect, row, Origin(f"{stream.stem}:{raw.number}", stream.source, stream.split), rules
+            )
             self._refuse_duplicate(group, dialect)
             group = self._with_unique_id(group)
         except RowRefused as refused:
             self.findings.add(Finding(raw.place, refused.reason, refused.rule, refused.fix))
         else:
             self.findings.kept += 1
+            for remark in self.remarks:
+                self.findings.add(remark)
             yield group
         self.findings.read += 1
         if self.progress and self.findings.read % _ROWS_PER_PROGRESS == 0:
@@ -195,7 +203,9 @@ class _Reading:
             said = json.dumps(whole, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
         except UnicodeEncodeError:
             fix = "correct its \\ud800 to \\udfff escapes"
-            raise RowRefused("not Unicode", "a text holds half of a surrogate pair, which is no character", fix) from None
+            raise RowRefused(
+                "not Unicode", "a text holds half of a surrogate pair, which is no character", fix
+            ) from None
         except (TypeError, ValueError, RecursionError):
             rule = "tools or tool_calls hold a value that JSON has no form for"
             raise RowRefused("not JSON", rule, "use plain numbers, strings, lists and objects") from None
@@ -220,7 +230,7 @@ class _Reading:
         return group if unique == group.id else replace(group, id=unique)
 
     def _warn(self, reason: str, rule: str, fix: str) -> None:
-        self.findings.add(Finding(self.place, reason, rule, fix, "warn"))
+        self.remarks.append(Finding(self.place, reason, rule, fix, "warn"))
 
 
 def _digest(said: bytes) -> bytes:

@@ -99,15 +99,15 @@ def verdict(differences: Mapping[str, Estimate]) -> str:
     Example:
         >>> nll, accuracy = Estimate(-0.05, -0.08, -0.02, 900, 300), Estimate(0.004, -0.01, 0.02, 900, 300)
         >>> print(verdict({"nll": nll}))
-        The first model has the better NLL (-0.050 [-0.080, -0.020]) on 900 pairs.
+        The first model has the better NLL (-0.0500 [-0.0800, -0.0200]) on 900 pairs.
         >>> print(verdict({"accuracy": accuracy}))
-        Not distinguishable on 900 pairs: accuracy (+0.004 [-0.010, +0.020]).
+        Not distinguishable on 900 pairs: accuracy (+0.0040 [-0.0100, +0.0200]).
     """
     groups: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
     for name, found in differences.items():
         side = found if name == "accuracy" else Estimate(-found.value, -found.high, -found.low, found.n, found.clusters)
         kind = "better" if side.low > 0 else "worse" if side.high < 0 else "same"
-        groups[kind].append(f"{_WORDS[name]} ({found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}])")
+        groups[kind].append(f"{_WORDS[name]} ({found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}])")
     n = max((found.n for found in differences.values()), default=0)
     told = [f"the {kind} {' and '.join(groups[kind])}" for kind in ("better", "worse") if groups[kind]]
     sentences = [f"The first model has {', and '.join(told)} on {n} pairs."] if told else []

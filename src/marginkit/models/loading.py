@@ -247,6 +247,15 @@ def core_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def model_folder(path: str, revision: str | None = None) -> Path:
+    """The local folder of a model: the path itself, or the hub's snapshot once it has been fetched."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, revision=revision, local_files_only=True))
+
+
 def model_limit(model: Any, tokenizer: Any) -> int:
     """The longest sequence the model and its tokenizer admit, in tokens."""
     config = model.config.get_text_config()

@@ -16,7 +16,7 @@ from marginkit.core.tensors import Labels
 from marginkit.data.encoding import EncodedGroup
 
 Batch = dict[str, Any]
-"""Tensors by name, and `ids`: what a forward pass and a loss need.
+"""Tensors by name, and `ids`, `sizes` (responses) of the groups: what a forward pass and a loss need.
 
 input_ids, attention_mask [row, token]; predict_at [S] flat positions whose hidden state predicts a response token,
 predict [S] that token, owner [S] its response; read_at [R] flat position of a response's last token; length [R];
@@ -58,6 +58,7 @@ def padded_batch(groups: Sequence[EncodedGroup], *, pad_id: int, dtype: torch.dt
     length = torch.tensor([len(ids) - start for ids, start in zip(rows, starts, strict=True)])
     batch: Batch = {
         "ids": [group.id for group in groups],
+        "sizes": [len(group.response_ids) for group in groups],
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "predict_at": torch.cat(predict_at),

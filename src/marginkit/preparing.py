@@ -1,0 +1,192 @@
+"""From a configuration to the groups of a run: read, split, paired, and checked for the evidence the recipe needs."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from marginkit.config import RunConfig
+from marginkit.data.checks import Findings
+from marginkit.data.grades import evidence_kind, suggest_gamma
+from marginkit.data.pairing import make_pairs
+from marginkit.data.sources import read_groups
+from marginkit.data.splits import assign_splits, resolve_split
+from marginkit.errors import BadInput
+from marginkit.progress import progress
+from marginkit.records import Group, Groups, Pair
+from marginkit.registry import load_function, resolve_options
+
+log = logging.getLogger("marginkit")
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The groups of a run: paired where the recipe needs pairs, one response each for SFT."""
+
+    train: Groups
+    eval: Groups | None
+    test: Groups | None
+    findings: tuple[Findings, ...] = ()
+    all_pairs: bool = False
+
+    def parts(self) -> dict[str, Groups]:
+        """The splits that are there, by name."""
+        named = {"train": self.train, "eval": self.eval, "test": self.test}
+        return {name: part for name, part in named.items() if part is not None}
+
+
+def read_source(config: RunConfig, sources: Sequence[str]) -> tuple[Groups, Findings]:
+    """Read files or datasets as the configuration says, and tell what was read and left out."""
+    data = config.data
+    with progress(None, "read rows") as bar:
+        groups, found = read_groups(
+            list(sources) if len(sources) > 1 else sources[0],
+            columns=data.columns,
+            ties=data.ties,
+            contradiction=data.contradiction,
+            contradiction_limit=data.contradiction_limit,
+            strict=data.strict,
+            config_name=data.name,
+            limit=data.limit,
+            progress=bar.to,
+        )
+    dropped = ", ".join(f"{reason}: {count}" for reason, count in found.dropped.items())
+    log.info(
+        "%s: %s rows; read %d, kept %d, dropped %d%s",
+        found.file,
+        found.dialect,
+        found.read,
+        found.kept,
+        found.read - found.kept,
+        f" ({dropped})" if dropped else "",
+    )
+    for note in found.notes:
+        log.info("  %s", note)
+    return groups, found
+
+
+def prepare(config: RunConfig, train: Groups | None = None) -> Splits:
+    """Read, split and pair the data of a run.
+
+    Args:
+        config: the run.
+        train: groups at hand, instead of what `data.train` names.
+
+    Raises:
+        BadInput: no data, no such split, nothing to train on, or not the evidence the recipe needs.
+    """
+    data = config.data
+    findings: list[Findings] = []
+
+    def read(sources: Sequence[str]) -> Groups:
+        groups, found = read_source(config, sources)
+        findings.append(found)
+        return groups
+
+    if train is None:
+        if not data.train:
+            raise BadInput("data.train is missing: the file(s) to train on, e.g. data.train=ratings.jsonl")
+        train = read(data.train)
+    whole = assign_splits(train, data.fractions, config.seed)
+    how = _how(whole, config)
+    raw: dict[str, Groups | None] = {"train": _split(whole, data.train_split, required=True)}
+    for name, files, split in (("eval", data.eval, data.eval_split), ("test", data.test, data.test_split)):
+        raw[name] = read(files) if files else None if split is None else _split(whole, split, required=False)
+    made = {name: None if part is None else ready(part, config, how) for name, part in raw.items()}
+    training = made["train"]
+    assert training is not None
+    if not len(training):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in training.dropped.items()) or "no rows"
+        raise BadInput(f"nothing to train on: no {'responses' if config.kind == 'sft' else 'pairs'} left ({reasons})")
+    if config.kind != "sft":
+        check_evidence(training, config)
+    held = {name: None if (part := made[name]) is None or not len(part) else part for name in ("eval", "test")}
+    return Splits(training, held["eval"], held["test"], tuple(findings), how == "all")
+
+
+def _split(groups: Groups, split: str, *, required: bool) -> Groups | None:
+    present = set(groups.column("split"))
+    try:
+        name = resolve_split(present, split)
+    except BadInput:
+        if required:
+            raise
+        return None
+    return Groups.from_iterable(group for group in groups if group.split == name)
+
+
+def _how(groups: Groups, config: RunConfig) -> str:
+    if config.data.pairs != "auto":
+        return config.data.pairs
+    return "given" if any(group.pairs or group.comparisons for group in groups) else "all"
+
+
+def ready(groups: Groups, config: RunConfig, how: str | None = None) -> Groups:
+    """Groups as the recipe takes them: pairs, or for SFT the best response of each group."""
+    if config.kind == "sft":
+        return groups.map(best_response_only)
+    pairs = how or _how(groups, config)
+    return make_pairs(
+        groups,
+        pairs,  # type: ignore[arg-type]
+        ties=config.data.ties,
+        max_pairs=config.data.max_pairs,
+        seed=config.seed,
+    )
+
+
+def best_response_only(group: Group) -> Group:
+    """The group with its best response alone: the chosen one, else the highest grade, else the first."""
+    if group.pairs:
+        best = group.pairs[0].chosen
+    else:
+        grades = [-math.inf if response.grade is None else response.grade for response in group.responses]
+        best = grades.index(max(grades))
+    return replace(group, responses=(group.responses[best],), pairs=(), comparisons=())
+
+
+def check_evidence(groups: Groups, config: RunConfig) -> None:
+    """Refuse data that lacks what the recipe's target needs, before any model is loaded.
+
+    Raises:
+        BadInput: what is missing, and the ways out.
+    """
+    name, options = resolve_options(config.spec, "target", config.target)
+    needs = load_function(name).part.needs if name else frozenset()
+    kinds = evidence_kind(groups)
+    total = sum(kinds.values())
+    gamma = options.get("gamma")
+    if "utility_gap" in needs:
+        if kinds["none"]:
+            hard = "bt" if config.kind == "reward_model" else "dpo"
+            raise BadInput(
+                f"recipe {config.recipe} needs to know how much better the chosen response is, but {kinds['none']} of "
+                f"{total} pairs have no grade, strength, votes or probability; add one (score_chosen and "
+                f"score_rejected, margin, votes, p_chosen), or train the hard-label recipe {hard}"
+            )
+        if kinds["grade_gap"] and gamma is None:
+            guess = suggest_gamma(groups)
+            hint = "" if guess is None else f"; target.gamma={guess:.3g} puts the median grade gap at 75%"
+            raise BadInput(
+                f"target.gamma is missing: {kinds['grade_gap']} of {total} pairs have only grades, and recipe "
+                f"{config.recipe} needs to know how many logits one grade is worth{hint}"
+            )
+        if gamma is not None and not kinds["grade_gap"] and kinds["prob"] + kinds["target_gap"]:
+            raise BadInput(
+                f"target.gamma={gamma:g}: every pair already has a probability or a gap in logits, which needs no "
+                "gamma; leave target.gamma out"
+            )
+    if "grade_gap" in needs:
+        missing = sum(not pair.tie and not _has_grades(group, pair) for group in groups for pair in group.pairs)
+        if missing:
+            raise BadInput(
+                f"recipe {config.recipe} needs a grade gap, but {missing} of {total} pairs have neither two grades nor "
+                "a strength; add score_chosen and score_rejected, or margin"
+            )
+
+
+def _has_grades(group: Group, pair: Pair) -> bool:
+    both = (group.responses[pair.chosen].grade, group.responses[pair.rejected].grade)
+    return pair.strength is not None or None not in both

@@ -1,0 +1,420 @@
+"""A run, the whole way: graded data in, a trained and judged model in a run directory out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from marginkit.config import EncodingConfig, ModelConfig, RunConfig, resolve
+from marginkit.data.encoding import EncodedGroups, Encoder, EncodingReport
+from marginkit.errors import BadInput
+from marginkit.evaluation.compare import compare, verdict
+from marginkit.evaluation.metrics import Evaluation, evaluate
+from marginkit.models.loading import (
+    ensure_pad,
+    fresh_model,
+    fresh_tokenizer,
+    load_model,
+    load_tokenizer,
+    model_folder,
+    model_limit,
+    without_dropout,
+)
+from marginkit.models.scorer import probe
+from marginkit.preparing import Splits, prepare, ready
+from marginkit.progress import progress
+from marginkit.records import Estimate, Groups, Scores, content_text
+from marginkit.registry import Kind, build_loss
+from marginkit.rundir import last_checkpoint, open_run, write_manifest, write_whole
+from marginkit.scoring import Precision, describe_settings, reference_logps, reference_settings, score_tables
+from marginkit.store import ScoreStore, folder_fingerprint
+
+log = logging.getLogger("marginkit")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run.
+
+    Args:
+        path: the run directory.
+        config: what it was made of.
+        checkpoint: the trained model, a folder that transformers (or PEFT) loads.
+        metrics: the evaluation on the test split, else on the dev split; empty if there is neither.
+        control: the hard-label twin, if one was trained.
+        differences: this run - control, on the same pairs.
+        seconds: wall time.
+    """
+
+    path: Path
+    config: RunConfig
+    checkpoint: Path
+    metrics: Evaluation | None
+    control: Run | None = None
+    differences: Mapping[str, Estimate] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The machine-readable result of `marginkit train`."""
+        result: dict[str, Any] = {
+            "run": str(self.path),
+            "checkpoint": str(self.checkpoint),
+            "metrics": None if self.metrics is None else self.metrics.to_json(),
+            "seconds": round(self.seconds, 1),
+        }
+        if self.control is not None:
+            result["control"] = self.control.to_json()
+            result["differences"] = {name: value.to_json() for name, value in self.differences.items()}
+            result["verdict"] = verdict(self.differences)
+        return result
+
+
+def train(
+    recipe: str | Path | RunConfig,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    train: Groups | None = None,
+) -> Run:
+    """Train a policy or reward model with a recipe, judge it on held-out data, keep everything in a run directory.
+
+    Args:
+        recipe: a name of the catalogue, a YAML file, or a resolved configuration.
+        overrides: `key.sub=value` strings, or a nested mapping.
+        train: groups at hand, instead of what `data.train` names.
+
+    Returns:
+        The finished run. An interrupted one, started again with the same `out`, goes on where it was.
+
+    Raises:
+        BadInput: configuration or data are wrong; raised before a model is loaded wherever that is possible.
+        RunFailed: a number is not finite, a disk is full.
+
+    Example: `train("mmpo", ["model.path=gpt2", "data.train=ratings.jsonl", "target.gamma=0.5"])`
+    """
+    config = recipe if isinstance(recipe, RunConfig) else resolve(recipe, overrides)
+    check_model(config)
+    splits = prepare(config, train)
+    state = PartialState(cpu=config.train.use_cpu)
+    if config.out is None and state.num_processes > 1:
+        raise BadInput("out is missing: with several processes, name the run directory, e.g. out=runs/mmpo-a")
+    if state.is_main_process:
+        out = open_run(config)
+    state.wait_for_everyone()
+    out = out if state.is_main_process else Path(str(config.out))
+    start = starting_model(config, splits, out, state)
+    run = fit(config, splits, out, start, state)
+    if config.train.control is None:
+        return run
+    twin = config.with_(
+        recipe=config.train.control,
+        target={},
+        objective={},
+        train=config.train.model_copy(update={"control": None}),
+        out=str(out / "control"),
+    )
+    log.info("control: %s on the same data, from the same start", twin.recipe)
+    control_out = out / "control"
+    if state.is_main_process and not (control_out / "metrics.json").is_file():
+        open_run(twin)
+    state.wait_for_everyone()
+    control = fit(twin, splits, control_out, start, state)
+    differences: Mapping[str, Estimate] = {}
+    if run.metrics is not None:
+        differences = compare(out / "tables", control_out / "tables")
+    return Run(out, config, run.checkpoint, run.metrics, control, differences, run.seconds + control.seconds)
+
+
+def check_model(config: RunConfig) -> None:
+    """Refuse what is known to go wrong, before data and model are read.
+
+    Raises:
+        BadInput: no model, or bfloat16 weights with a learning rate that would round away.
+    """
+    model, train = config.model, config.train
+    if model.path is None:
+        raise BadInput("model.path is missing: a folder, a hub name, or model.path=fresh for a small random model")
+    half = model.dtype in ("bfloat16", "float16") and model.lora is None
+    if half and train.learning_rate < 1e-5 and not train.force:
+        raise BadInput(
+            f"model.dtype={model.dtype} with train.learning_rate={train.learning_rate:g}: most updates would round "
+            "away; keep float32 weights (autocast still computes in bfloat16), use model.lora, or set train.force=true"
+        )
+
+
+def starting_model(config: RunConfig, splits: Splits, out: Path, state: PartialState) -> ModelConfig:
+    """Where training starts from: the configured model, or a small fresh one, made once and kept in the run."""
+    if config.model.path != "fresh":
+        return config.model
+    folder = out / "start"
+    if state.is_main_process and not (folder / "config.json").is_file():
+        encoder = config.model.fresh.arch == "modernbert"
+        if config.model.tokenizer is not None:
+            tokenizer = load_tokenizer(config.model.tokenizer)
+        else:
+            texts = (
+                content_text(content)
+                for group in splits.train
+                for content in (group.prompt, *(response.turns for response in group.responses))
+            )
+            tokenizer = fresh_tokenizer(texts, config.model.fresh.vocab, encoder=encoder)
+        prepare_padding(tokenizer, config.kind)
+        model = fresh_model(config.model.fresh, config.kind, tokenizer, seed=config.seed)
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)  # type: ignore[operator]
+    state.wait_for_everyone()
+    return config.model.model_copy(update={"path": str(folder), "tokenizer": None})
+
+
+def prepare_padding(tokenizer: Any, kind: Kind) -> None:
+    """A pad token: for a reward model one that is not the end token, for a policy any."""
+    if kind == "reward_model":
+        if ensure_pad(tokenizer):
+            log.info("added a pad token, so that the reward is read at the end token itself")
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state: PartialState) -> Run:
+    """Train from `start` into `out` and judge the result; goes on from the last checkpoint if there is one."""
+    from transformers import set_seed
+
+    from marginkit.training import MarginTrainer, batch_plan, training_arguments
+
+    began = time.perf_counter()
+    if (out / "metrics.json").is_file():  # a control that was finished before the interruption
+        return Run(out, config, out / "model", _judge(config, out, splits), seconds=0.0)
+    set_seed(config.seed)  # a reward head or adapter made on loading must be the same in a repeated run
+    tokenizer = load_tokenizer(
+        start.tokenizer or str(start.path), revision=start.revision, trust_remote_code=start.trust_remote_code
+    )
+    prepare_padding(tokenizer, config.kind)
+    model = load_model(start, config.kind, tokenizer)
+    probe(model)
+    if config.train.disable_dropout if config.train.disable_dropout is not None else config.kind != "sft":
+        without_dropout(model)
+    precision = choose_precision(config, state)
+    encoded, reports = encode_parts(config.encoding, tokenizer, model, splits.parts())
+    loss = build_loss(config.spec, config.options())
+    extra: dict[str, Any] = {"start": str(start.path), "distributed": str(state.distributed_type)}
+    if "ref_logp" in loss.reward.part.needs:
+        encoded, extra["reference"] = join_reference(config, start, model, tokenizer, encoded, out, precision, state)
+    plan, words = batch_plan(config.train, encoded["train"], world_size=state.num_processes, seed=config.seed)
+    log.info("%s", words)
+    arguments = training_arguments(config, out, precision=_precision_name(precision), has_eval="eval" in encoded)
+    per = config.train.per or ("prompt" if splits.all_pairs else "pair")
+    if state.is_main_process:
+        write_manifest(out, config, splits, reports, extra | {"batches": words, "per": per})
+    trainer = MarginTrainer(
+        model,
+        loss,
+        arguments,
+        plan,
+        encoded["train"],
+        encoded.get("eval"),
+        tokenizer,
+        per=per,
+        log_file=out / "log.jsonl",
+    )
+    checkpoint = last_checkpoint(out)
+    if checkpoint is not None:
+        log.info("going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(out / "model"))
+    if config.train.push_to_hub:
+        trainer.push_to_hub()
+    trainer.accelerator.wait_for_everyone()
+    metrics = _judge(config, out, splits) if state.is_main_process else None
+    if state.is_main_process:
+        write_whole(out / "metrics.json", json.dumps(None if metrics is None else metrics.to_json(), indent=2))
+    state.wait_for_everyone()
+    return Run(out, config, out / "model", metrics, seconds=time.perf_counter() - began)
+
+
+def _judge(config: RunConfig, out: Path, splits: Splits) -> Evaluation | None:
+    """Score the saved model on the held-out groups and evaluate the tables."""
+    held = splits.test if splits.test is not None else splits.eval
+    if held is None:
+        log.info("no test or dev split: nothing is judged")
+        return None
+    scores = score(out, held)
+    scores.save(out / "tables")
+    return evaluate(scores)
+
+
+def choose_precision(config: RunConfig, state: PartialState) -> Precision:
+    """Autocast: bfloat16 on an accelerator that has it, float32 on a CPU, or what `train.precision` says."""
+    device = torch.device(state.device)
+    wanted = config.train.precision
+    if wanted == "auto":
+        able = device.type == "mps" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+        wanted = "bf16" if able else "fp32"
+    return Precision(device, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[wanted])
+
+
+def _precision_name(precision: Precision) -> str:
+    return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[precision.autocast]
+
+
+def encode_parts(
+    config: EncodingConfig, tokenizer: Any, model: Any, parts: Mapping[str, Groups]
+) -> tuple[dict[str, EncodedGroups], dict[str, EncodingReport]]:
+    """Encode every split; what is cut or left out is told."""
+    limit = model_limit(model, tokenizer)
+    if config.max_length is not None and config.max_length > limit:
+        raise BadInput(f"encoding.max_length={config.max_length}: the model ends at {limit} tokens")
+    encoder = Encoder(tokenizer, **config.model_dump() | {"max_length": config.max_length or limit})
+    encoded: dict[str, EncodedGroups] = {}
+    reports: dict[str, EncodingReport] = {}
+    for name, groups in parts.items():
+        with progress(len(groups), f"encode {name}") as bar:
+            encoded[name], reports[name] = encoder.encode(groups, bar)
+        log.info("%s: %s", name, reports[name].in_words())
+    if not len(encoded["train" if "train" in encoded else next(iter(encoded))]):
+        raise BadInput("every group is longer than max_length; raise encoding.max_length")
+    return {name: part for name, part in encoded.items() if len(part)}, reports
+
+
+def join_reference(
+    config: RunConfig,
+    start: ModelConfig,
+    model: nn.Module | None,
+    tokenizer: Any,
+    encoded: Mapping[str, EncodedGroups],
+    out: Path,
+    precision: Precision,
+    state: PartialState,
+) -> tuple[dict[str, EncodedGroups], dict[str, Any]]:
+    """Join reference log-probabilities from the store into the encoded groups, computing what is missing.
+
+    The reference is `model.reference`, else the model before training: `model` if it is at hand in that state.
+    """
+    holder = (
+        start.model_copy(update={"path": config.model.reference, "lora": None}) if config.model.reference else start
+    )
+
+    def load() -> nn.Module:
+        if model is not None and config.model.reference is None:
+            return model.to(precision.device) if start.quantization is None else model
+        reference = load_model(holder, "policy", tokenizer, trainable=False)
+        return reference.to(precision.device) if start.quantization is None else reference
+
+    folder = Path(config.store.path) if config.store.use else out / "store"
+    fingerprint = folder_fingerprint(model_folder(str(holder.path), holder.revision), folder / "files.json")
+    settings = reference_settings(
+        holder.attention or "default", holder.dtype or "float32", holder.quantization, precision
+    )
+    joined: dict[str, EncodedGroups] = {}
+    with ScoreStore(folder, fingerprint, settings) as store:
+        for count, other in store.under_other_settings():
+            log.info(
+                "store: %d scores of this model are kept under %s; not used", count, describe_settings(settings, other)
+            )
+        for name, groups in encoded.items():
+            rows = sum(groups.shapes()[0])
+            with progress(rows, f"reference {name}") as bar:
+                share = (state.process_index, state.num_processes)
+                tokens = config.train.tokens_per_micro_batch
+                make = {"pad_id": tokenizer.pad_token_id, "tokens": tokens, "precision": precision}
+                found = reference_logps(load, groups, store, **make, share=share, progress=bar)
+                if found is None:
+                    state.wait_for_everyone()
+                    with ScoreStore(folder, fingerprint, settings) as everyone:
+                        found = reference_logps(load, groups, everyone, **make)
+            assert found is not None
+            joined[name] = groups.with_ref_logp(found)
+        total = sum(sum(groups.shapes()[0]) for groups in encoded.values())
+        log.info("reference: %d scores computed, %d kept before (%s)", store.added, total - store.added, store.folder)
+    return joined, {"path": str(holder.path), "fingerprint": fingerprint, "settings": settings}
+
+
+def score(
+    run: Run | str | Path,
+    groups: Groups,
+    *,
+    recipe: str | None = None,
+    reference: str | None = None,
+) -> Scores:
+    """What a trained model says of graded data: one row a response, one row a pair.
+
+    Args:
+        run: a run, its directory, or any saved model (a folder or hub name).
+        groups: groups; pairs are made as in training where they have none.
+        recipe: for a saved model that is no run: how its scores become rewards. Default: bt for a classifier.
+        reference: for a saved policy that is no run: the reference policy.
+
+    Returns:
+        Two Arrow tables.
+
+    Raises:
+        BadInput: no such run or model, or a policy without a reference.
+        RunFailed: a reward is not finite.
+    """
+    folder = run.path if isinstance(run, Run) else Path(run)
+    config, model_config, start = _what_to_score(folder, recipe, reference)
+    if config.kind != "sft" and not any(len(group.pairs) for group in groups):
+        groups = ready(groups, config)
+        if not len(groups):
+            raise BadInput("no pairs to score: the groups have no pairs and no grades to make them from")
+    tokenizer = load_tokenizer(str(model_config.tokenizer or model_config.path), revision=model_config.revision)
+    prepare_padding(tokenizer, config.kind)
+    model = load_model(model_config, config.kind, tokenizer, trainable=False)
+    state = PartialState(cpu=config.train.use_cpu)
+    precision = choose_precision(config, state)
+    if model_config.quantization is None:
+        model = model.to(precision.device)
+    encoding = config.encoding.model_copy(
+        update={"on_overflow": "drop" if config.encoding.on_overflow == "error" else config.encoding.on_overflow}
+    )
+    encoded, _ = encode_parts(encoding, tokenizer, model, {"score": groups})
+    if not encoded:
+        raise BadInput("every group is longer than max_length; raise encoding.max_length")
+    loss = build_loss(config.spec, config.options())
+    if "ref_logp" in loss.reward.part.needs:
+        alone = PartialState(cpu=config.train.use_cpu)
+        encoded, _ = join_reference(config, start, None, tokenizer, encoded, folder, precision, alone)
+    rows = sum(encoded["score"].shapes()[0])
+    with progress(rows, "score responses") as bar:
+        return score_tables(
+            model,
+            groups,
+            encoded["score"],
+            loss,
+            pad_id=tokenizer.pad_token_id,
+            tokens=config.train.tokens_per_micro_batch,
+            precision=precision,
+            progress=bar,
+        )
+
+
+def _what_to_score(
+    folder: Path, recipe: str | None, reference: str | None
+) -> tuple[RunConfig, ModelConfig, ModelConfig]:
+    """The configuration, the trained model and the model it started from."""
+    if (folder / "config.yaml").is_file():
+        config = resolve(folder / "config.yaml")
+        if not (folder / "model").is_dir():
+            raise BadInput(f"{folder}: the run has no trained model yet; run marginkit train again to finish it")
+        trained = config.model.model_copy(update={"path": str(folder / "model"), "tokenizer": None, "lora": None})
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        start = config.model.model_copy(update={"path": manifest["start"], "tokenizer": None})
+        return config, trained, start
+    if recipe is None:
+        held = folder / "config.json"
+        names = json.loads(held.read_text(encoding="utf-8")).get("architectures") or [] if held.is_file() else []
+        if not any("SequenceClassification" in name for name in names):
+            raise BadInput(f"{folder}: not a run, and not a saved reward model; say how to read it, e.g. --recipe dpo")
+        recipe = "bt"
+    path = str(folder)
+    config = resolve(recipe, {"model": {"path": path, "reference": reference}})
+    if config.kind == "policy" and reference is None:
+        raise BadInput(f"{path}: a policy's reward is relative to a reference; name it with --reference")
+    return config, config.model, config.model

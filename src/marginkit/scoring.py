@@ -1,0 +1,314 @@
+"""Groups and a model: scores of every response, from the store where it has them, and the two tables."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from marginkit.batching import BatchPlan
+from marginkit.core.loss import Loss
+from marginkit.core.tensors import Labels, SequenceScores
+from marginkit.data.encoding import EncodedGroup, EncodedGroups
+from marginkit.data.grades import pair_evidence
+from marginkit.errors import BadInput, RunFailed
+from marginkit.models.loading import core_of
+from marginkit.models.packing import Batch, labels_of, number_dtype, padded_batch
+from marginkit.models.scorer import score
+from marginkit.records import PAIRS_SCHEMA, RESPONSES_SCHEMA, Groups, Scores
+from marginkit.store import ScoreStore
+
+log = logging.getLogger("marginkit")
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How forward passes are computed: the autocast type of a device, or none."""
+
+    device: torch.device
+    autocast: torch.dtype | None = None
+
+    def context(self) -> AbstractContextManager[Any]:
+        """The autocast of this precision."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(device_type=self.device.type, dtype=self.autocast)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors of a batch."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+@torch.no_grad()
+def score_batches(
+    model: nn.Module, groups: Sequence[EncodedGroup], *, pad_id: int, tokens: int, precision: Precision
+) -> Iterator[tuple[tuple[int, ...], SequenceScores]]:
+    """Score groups batch by batch, shortest first; yields group indices and the scores of their responses."""
+    plan = BatchPlan(
+        rows=[len(group.response_ids) for group in groups],
+        lengths=[group.length for group in groups],
+        prompts_per_step=1,
+        tokens_per_micro_batch=tokens,
+    )
+    core = core_of(model)
+    was_training = model.training
+    model.eval()
+    try:
+        for micro in plan.in_order():
+            batch = padded_batch(
+                [groups[index] for index in micro.groups], pad_id=pad_id, dtype=number_dtype(precision.device)
+            )
+            with precision.context():
+                scores = score(core, to_device(batch, precision.device))
+            yield micro.groups, scores
+    finally:
+        model.train(was_training)
+
+
+def reference_settings(attention: str, weights: str, quantization: str | None, precision: Precision) -> dict[str, Any]:
+    """What decides a stored log-probability besides the model's weights and the tokens."""
+    import transformers
+
+    return {
+        "quantity": "logp",
+        "weights": weights,
+        "quantization": quantization or "none",
+        "autocast": "none" if precision.autocast is None else str(precision.autocast).removeprefix("torch."),
+        "device": precision.device.type,
+        "attention": attention,
+        "layout": "padded",
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+        "transformers": ".".join(transformers.__version__.split(".")[:2]),
+    }
+
+
+def reference_logps(
+    model: nn.Module | Callable[[], nn.Module],
+    encoded: EncodedGroups,
+    store: ScoreStore,
+    *,
+    pad_id: int,
+    tokens: int,
+    precision: Precision,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> list[list[float]] | None:
+    """Log-probabilities of every response under the reference, computing only what the store lacks.
+
+    Each batch is kept as soon as it is computed. With several ranks, `share` is (rank, ranks): each computes its part
+    and gets None, then reads all of it with `share=(0, 1)`.
+
+    Args:
+        model: the reference, or a function that loads it, called only if something is missing.
+        encoded: encoded groups.
+        store: where scores are kept.
+        pad_id: padding token.
+        tokens: padded tokens of one batch.
+        precision: how to compute; the same as in training, or the first gap is not 0.
+        share: (rank, ranks).
+        progress: called with the number of responses as they are done.
+
+    Returns:
+        [group][response] nats.
+
+    Raises:
+        RunFailed: a score is not finite, or the store cannot be written.
+    """
+    keys = [[store.key(group.prompt_ids, ids) for ids in group.response_ids] for group in encoded]
+    flat = store.get([key for group in keys for key in group])
+    values = iter(flat)
+    known = [[next(values) for _ in group] for group in keys]
+    todo = [i for i, group in enumerate(known) if any(value is None for value in group)]
+    if progress is not None:
+        progress(sum(value is not None for value in flat))
+    mine = todo[share[0] :: share[1]]
+    if mine:
+        model = model if isinstance(model, nn.Module) else model()
+        wanted: list[EncodedGroup] = []
+        for index in mine:
+            group: EncodedGroup = encoded[index]
+            missing = [ids for ids, value in zip(group.response_ids, known[index], strict=True) if value is None]
+            wanted.append(_responses_only(group, missing))
+        for indices, scores in score_batches(model, wanted, pad_id=pad_id, tokens=tokens, precision=precision):
+            assert scores.logp is not None
+            logps = iter(scores.logp.tolist())
+            rows = []
+            for index in indices:
+                group = wanted[index]
+                for ids in group.response_ids:
+                    value = next(logps)
+                    if value != value or value in (float("inf"), float("-inf")):
+                        raise RunFailed(f"group {group.id}: the reference gives it log-probability {value}")
+                    rows.append((store.key(group.prompt_ids, ids), value))
+            store.add(rows)
+            if progress is not None:
+                progress(len(rows))
+    if share[1] > 1:
+        return None
+    complete = iter(store.get([key for group in keys for key in group]))
+    return [[_present(next(complete)) for _ in group] for group in keys]
+
+
+def _present(value: float | None) -> float:
+    assert value is not None, "every score has just been stored"
+    return value
+
+
+def _responses_only(group: EncodedGroup, responses: list[list[int]]) -> EncodedGroup:
+    return replace(
+        group,
+        response_ids=responses,
+        grade=[float("nan")] * len(responses),
+        utility=[float("nan")] * len(responses),
+        chosen=[],
+        rejected=[],
+        prob=[],
+        target_gap=[],
+        strength=[],
+        weight=[],
+        tie=[],
+        ref_logp=None,
+    )
+
+
+def score_tables(
+    model: nn.Module,
+    groups: Groups,
+    encoded: EncodedGroups,
+    loss: Loss,
+    *,
+    pad_id: int,
+    tokens: int,
+    precision: Precision,
+    progress: Progress | None = None,
+) -> Scores:
+    """The two tables of a model on groups: one row a response, one row a pair.
+
+    Args:
+        model: a policy or reward model.
+        groups: the text records, for what is carried along (split, subset, cluster, characters).
+        encoded: the same groups in tokens; over-long ones may be missing there.
+        loss: the recipe: how scores become rewards, and what it wants of each pair.
+        pad_id: padding token.
+        tokens: padded tokens of one batch.
+        precision: how to compute.
+        progress: called with the number of responses as they are done.
+
+    Raises:
+        RunFailed: a reward is not finite.
+    """
+    held = list(encoded)
+    found: dict[int, tuple[SequenceScores, list[float]]] = {}
+    for indices, scores in score_batches(model, held, pad_id=pad_id, tokens=tokens, precision=precision):
+        first = 0
+        for index in indices:
+            count = len(held[index].response_ids)
+            own = _slice(scores, first, first + count, held[index].ref_logp)
+            found[index] = (own, loss.reward(own, **loss.reward_options).value.tolist())
+            first += count
+        if progress is not None:
+            progress(first)
+    responses: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    for index, item in enumerate(held):
+        own, rewards = found[index]
+        response_rows, pair_rows = _group_rows(groups[item.row], item, own, rewards, loss)
+        responses += response_rows
+        pairs += pair_rows
+    return Scores(
+        pa.Table.from_pylist(responses, schema=RESPONSES_SCHEMA), pa.Table.from_pylist(pairs, schema=PAIRS_SCHEMA)
+    )
+
+
+def _slice(scores: SequenceScores, start: int, stop: int, ref_logp: list[float] | None) -> SequenceScores:
+    def part(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[start:stop].cpu()
+
+    return SequenceScores(
+        logp=part(scores.logp),
+        ref_logp=None if ref_logp is None else torch.tensor(ref_logp, dtype=torch.float64),
+        length=part(scores.length),
+        head=part(scores.head),
+    )
+
+
+def _group_rows(
+    group: Any, item: EncodedGroup, scores: SequenceScores, rewards: Sequence[float], loss: Loss
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    where = {"group": group.id, "split": group.split, "subset": group.subset}
+    where |= {"source": group.source, "cluster": group.cluster}
+    texts = [response.text for response in group.responses]
+    lengths = [len(ids) for ids in item.response_ids]
+    columns = {name: _column(getattr(scores, name), len(texts)) for name in ("logp", "ref_logp", "head")}
+    for value in rewards:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise RunFailed(f"group {group.id}: the model gives it reward {value}")
+    responses = [
+        where
+        | {
+            "response": k,
+            "model": response.model,
+            "length": lengths[k],
+            "chars": len(texts[k]),
+            "reward": rewards[k],
+            "grade": response.grade,
+            "utility": response.utility,
+        }
+        | {name: values[k] for name, values in columns.items()}
+        for k, response in enumerate(group.responses)
+    ]
+    targets = _target_gaps(loss, item)
+    pairs = []
+    for number, pair in enumerate(group.pairs):
+        gap = rewards[pair.chosen] - rewards[pair.rejected]
+        evidence = pair_evidence(group, pair)
+        pairs.append(
+            where
+            | {
+                "pair": number,
+                "chosen": pair.chosen,
+                "rejected": pair.rejected,
+                "reward_chosen": rewards[pair.chosen],
+                "reward_rejected": rewards[pair.rejected],
+                "gap": gap,
+                "prob": float(torch.sigmoid(torch.tensor(gap, dtype=torch.float64))),
+                "label_prob": evidence.prob,
+                "target_gap": targets[number],
+                "tie": evidence.tie,
+                "weight": pair.weight,
+                "length_chosen": lengths[pair.chosen],
+                "length_rejected": lengths[pair.rejected],
+                "chars_chosen": len(texts[pair.chosen]),
+                "chars_rejected": len(texts[pair.rejected]),
+            }
+        )
+    return responses, pairs
+
+
+def _column(values: Tensor | None, count: int) -> list[float | None]:
+    return [None] * count if values is None else values.tolist()
+
+
+def _target_gaps(loss: Loss, item: EncodedGroup) -> list[float | None]:
+    """What the recipe wants of each pair, in logits; None for a hard label, a pair left out, or no evidence."""
+    if loss.target is None or not item.chosen:
+        return [None] * len(item.chosen)
+    labels: Labels = labels_of(padded_batch([item], pad_id=0))
+    try:
+        gaps = loss.target_gap(labels, len(item.chosen)).tolist()
+    except BadInput:  # data without the evidence the recipe trains on can still be scored
+        return [None] * len(item.chosen)
+    return [None if gap != gap or gap in (float("inf"), float("-inf")) else gap for gap in gaps]
+
+
+def describe_settings(settings: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Where other settings differ from these, in words."""
+    return ", ".join(f"{name}={other.get(name)}" for name in settings if other.get(name) != settings[name])

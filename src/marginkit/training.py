@@ -1,0 +1,526 @@
+"""The trainer, for policies, reward models and SFT alike: a thin subclass of transformers.Trainer.
+
+One dataset item is one whole optimizer step, a list of micro-batches, so the loss is normalised over the step and over
+all ranks, whatever the layout: loss = sum(weight * loss over kept pairs) / sum(kept pairs). What is overridden is what
+that needs, exact evaluation over rows, our metrics, and the stop on non-finite numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from marginkit.batching import BatchPlan, MicroBatch
+from marginkit.config import RunConfig, TrainConfig
+from marginkit.core.loss import Loss, PairLoss
+from marginkit.core.tensors import SequenceScores
+from marginkit.data.encoding import EncodedGroups
+from marginkit.errors import BadInput, RunFailed
+from marginkit.evaluation.calibration import expected_calibration_error
+from marginkit.models.packing import Batch, labels_of, number_dtype, padded_batch
+from marginkit.models.scorer import teach
+from marginkit.progress import progress
+
+_OWN_KEYS = {
+    "prompts_per_step",
+    "tokens_per_micro_batch",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per",
+    "control",
+    "disable_dropout",
+    "force",
+    "precision",
+    "extra",
+}
+
+
+def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval: bool) -> TrainingArguments:
+    """TrainingArguments for a run: the listed subset under its own names, `train.extra`, and what the trainer needs.
+
+    Raises:
+        BadInput: transformers refuses them, or an extra contradicts the trainer.
+    """
+    train = config.train
+    given: dict[str, Any] = {name: value for name, value in train.model_dump().items() if name not in _OWN_KEYS}
+    if not has_eval:
+        given |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    # the key users know; transformers 5.23 renamed it
+    given["activation_checkpointing"] = given.pop("gradient_checkpointing")
+    for name in ("fsdp", "fsdp_config", "deepspeed", "eval_steps", "hub_private_repo"):
+        if given[name] is None:
+            del given[name]
+    if isinstance(given["report_to"], tuple):
+        given["report_to"] = list(given["report_to"])
+    fixed: dict[str, Any] = {
+        "output_dir": str(out / "checkpoints"),
+        "seed": config.seed,
+        "per_device_train_batch_size": 1,  # one item is one optimizer step
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,  # it would log a NaN loss as 0 and train on
+        "ddp_find_unused_parameters": False,
+        "include_num_input_tokens_seen": "no",
+        "disable_tqdm": True,
+        "label_names": [],
+    }
+    clash = sorted(set(train.extra) & (set(fixed) | set(given)))
+    if clash:
+        raise BadInput(f"train.extra.{clash[0]}: set by marginkit; use train.{clash[0]} where there is such a key")
+    try:
+        return TrainingArguments(**given, **fixed, **train.extra)
+    except (TypeError, ValueError, ImportError) as error:
+        raise BadInput(f"train: {str(error).splitlines()[0]}") from None
+
+
+def batch_plan(config: TrainConfig, groups: EncodedGroups, *, world_size: int, seed: int) -> tuple[BatchPlan, str]:
+    """The plan of an epoch and, in words, how the batch settings were understood."""
+    rows, lengths = groups.shapes()
+    per_device, accumulate = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    prompts = config.prompts_per_step
+    if prompts is None:
+        prompts = (
+            32 if per_device is None and accumulate is None else (per_device or 1) * (accumulate or 1) * world_size
+        )
+    plan = BatchPlan(
+        rows=rows,
+        lengths=lengths,
+        prompts_per_step=prompts,
+        tokens_per_micro_batch=config.tokens_per_micro_batch,
+        prompts_per_micro_batch=per_device,
+        world_size=world_size,
+        seed=seed,
+    )
+    limit = f"{config.tokens_per_micro_batch} padded tokens"
+    if per_device is not None:
+        limit += f" or {per_device} prompts"
+    words = f"{prompts} prompts an optimizer step over {world_size} rank(s), micro-batches of up to {limit}"
+    return plan, f"{words}, {len(plan)} steps an epoch"
+
+
+class _Steps(Dataset[list[tuple[MicroBatch, list[Any]]]]):
+    """Looks up the groups of an optimizer step: the key is the step's micro-batches."""
+
+    def __init__(self, groups: EncodedGroups) -> None:
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, key: Any) -> Any:
+        return key, [self.groups[index] for index in key.groups]
+
+
+class _StepSampler:
+    """Yields, for this rank, the micro-batches of each optimizer step of an epoch."""
+
+    def __init__(self, plan: BatchPlan, rank: int) -> None:
+        self.plan, self.rank, self.epoch = plan, rank, 0
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        for step in self.plan.steps(self.epoch):
+            yield step[self.rank]
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells the sampler the epoch: Trainer does not reach it through an un-prepared loader, nor on resume."""
+
+    def __init__(self, sampler: _StepSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Set the order of the epoch that begins."""
+        self.sampler.epoch = int(state.epoch or 0)
+
+
+class _Progress(TrainerCallback):
+    """A bar on stderr: optimizer steps, remaining time, the last logged loss."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the bar where training begins or goes on."""
+        self.bar = progress(state.max_steps if state.is_world_process_zero else 0, self.what)
+        self.bar.to(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One more optimizer step."""
+        self.bar.to(state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Show the loss."""
+        shown = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if name in ("loss", "eval_loss")]
+        if shown and hasattr(self, "bar"):
+            self.bar.say(", ".join(shown))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+class _LogFile(TrainerCallback):
+    """Appends every log line to `log.jsonl` of the run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write one line."""
+        if state.is_world_process_zero and logs:
+            with self.path.open("a", encoding="utf-8") as sink:
+                sink.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class _Meter:
+    """Sums and counts by name, on the device; reduced once a log."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        both = torch.stack([values.detach().double().sum(), torch.tensor(float(values.numel()), dtype=torch.float64)])
+        self.sums[name] = self.sums[name] + both if name in self.sums else both
+
+    def reduce(self, accelerator: Any, names: Sequence[str]) -> dict[str, float]:
+        empty = torch.zeros(2, dtype=torch.float64)
+        table = torch.stack([self.sums.get(name, empty).cpu() for name in names])
+        table = accelerator.reduce(table.to(accelerator.device, torch.float32), "sum").cpu().double()
+        self.sums = {}
+        return {name: float(total / count) for name, (total, count) in zip(names, table, strict=True) if count > 0}
+
+
+_PAIR_METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "target/gap",
+    "slack/violation_rate",
+    "num_tokens",
+)
+_SFT_METRICS = ("nll/token", "num_tokens")
+
+
+class MarginTrainer(Trainer):
+    """Trains a model on encoded groups with a recipe's loss.
+
+    Args:
+        model: a transformers or PEFT model; its forward learns the keyword `batch=`.
+        loss: the recipe.
+        args: see `training_arguments`.
+        plan: see `batch_plan`.
+        train_groups: encoded groups, with reference scores joined in if the recipe needs them.
+        eval_groups: the same for evaluation, or None.
+        tokenizer: saved with every checkpoint.
+        per: pair, or prompt (the pairs of a group share weight 1).
+        log_file: where log lines go.
+    """
+
+    loss_is_scaled_for_ga = True  # the loss below is already divided by the step's own count
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Loss,
+        args: TrainingArguments,
+        plan: BatchPlan,
+        train_groups: EncodedGroups,
+        eval_groups: EncodedGroups | None,
+        tokenizer: Any,
+        *,
+        per: str = "pair",
+        log_file: Path | None = None,
+    ) -> None:
+        self.recipe = loss
+        self.per = per
+        self.plan = plan
+        self.pad_id: int = tokenizer.pad_token_id
+        self.sampler = _StepSampler(plan, args.process_index)
+        self.meter = _Meter()
+        self.step_rows: list[tuple[list[str], Tensor]] = []
+        super().__init__(
+            model=teach(model),
+            args=args,
+            train_dataset=_Steps(train_groups),
+            eval_dataset=None if eval_groups is None else _Steps(eval_groups),
+            processing_class=tokenizer,
+            callbacks=[_EpochOrder(self.sampler), _Progress(f"train {loss.name}")],
+        )
+        self.model_accepts_loss_kwargs = True
+        for printer in (PrinterCallback, ProgressCallback):
+            self.remove_callback(printer)
+        if log_file is not None:
+            self.add_callback(_LogFile(log_file))
+
+    # -- data
+
+    def _collate(self, items: list[tuple[MicroBatch, list[Any]]]) -> list[Batch]:
+        return [self._batch(micro, groups) for micro, groups in items]
+
+    def _batch(self, micro: MicroBatch, groups: list[Any]) -> Batch:
+        """One micro-batch with what each pair counts (`share`); 0 for a filler and for a pair left out."""
+        batch = padded_batch(groups, pad_id=self.pad_id, dtype=number_dtype(self.args.device))
+        batch["real"] = micro.real
+        if self.recipe.target is None:
+            batch["share"] = torch.full_like(batch["length"], float(micro.real))
+            batch["units"] = float(batch["length"].sum()) * micro.real
+            return batch
+        keep = self.recipe.kept(labels_of(batch), len(batch["pairs"])).to(batch["weight"].dtype)
+        if self.per == "prompt":
+            kept_in_group = torch.zeros(len(groups), dtype=keep.dtype).index_add(0, batch["group_of"], keep)
+            keep = keep / kept_in_group.clamp(min=1.0)[batch["group_of"]]
+        batch["share"] = keep * micro.real
+        batch["units"] = float(batch["share"].sum())
+        return batch
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Optimizer steps of this rank; not prepared by accelerate, which would shard the steps once more."""
+        steps: Any = self.train_dataset
+        return DataLoader(
+            steps,
+            batch_sampler=self.sampler,  # type: ignore[arg-type] # an iterable with a length is all it needs
+            collate_fn=self._collate,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Micro-batches of this rank, as many on every rank."""
+        steps: Any = self.eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else eval_dataset
+        rows, lengths = steps.groups.shapes()
+        whole = BatchPlan(
+            rows=rows,
+            lengths=lengths,
+            prompts_per_step=max(1, len(rows)),
+            tokens_per_micro_batch=self.plan.tokens_per_micro_batch,
+            world_size=self.args.world_size,
+        )
+        micro = whole.step(range(len(rows)))[self.args.process_index]
+        return DataLoader(steps, batch_sampler=[[key] for key in micro], collate_fn=self._collate)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The step's micro-batches and what their losses are divided by: the kept pairs (or tokens) of all ranks."""
+        steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        units = torch.tensor(
+            sum(batch["units"] for step in steps for batch in step), dtype=torch.float32, device=device
+        )
+        return steps, self.accelerator.reduce(units, "sum").clamp(min=1e-12)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return self._prepare_input(inputs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: the stock estimate does not fit a list of micro-batches."""
+        return 0
+
+    # -- one optimizer step
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward over all micro-batches of the step; gradients are synchronised with the last."""
+        accelerator = self.accelerator
+        self.step_rows = []
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs):
+            last = number == len(inputs) - 1
+            accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last else accelerator.no_sync(model):
+                total = total + super().training_step(model, batch, num_items_in_batch)
+        return total
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """sum(share * weight * loss) / (units of the step) * ranks, which gradient averaging over ranks undoes."""
+        scores: SequenceScores = model(batch=inputs)
+        result = self._pair_loss(scores, inputs)
+        total = self._weighted(result, inputs).sum()
+        self.step_rows.append((_names(inputs), result.loss.detach()))
+        if inputs["real"]:
+            self._measure(result, scores, inputs)
+        loss = total / num_items_in_batch * self.accelerator.num_processes
+        return (loss, scores) if return_outputs else loss
+
+    def _pair_loss(self, scores: SequenceScores, batch: Batch) -> PairLoss:
+        if self.recipe.target is None:
+            return self.recipe.evaluate(scores)
+        return self.recipe.evaluate(scores.at(batch["pairs"], labels_of(batch)))
+
+    def _weighted(self, result: PairLoss, batch: Batch) -> Tensor:
+        """Share * weight * loss; exactly 0 for what counts nothing."""
+        share: Tensor = batch["share"]
+        weights = share if result.target is None else share * result.target.weight * batch["weight"]
+        return torch.where(share > 0, weights * result.loss, torch.zeros_like(result.loss))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm: Any = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        broken = (
+            norm is not None and not math.isfinite(float(norm)) and not self.args.fp16
+        )  # fp16 skips such steps itself
+        alone = self.args.world_size == 1 and not all(
+            bool(torch.isfinite(losses).all()) for _, losses in self.step_rows
+        )
+        if broken or alone:  # the norm is reduced over ranks: all of them come here together
+            bad = [
+                f"{name} (loss {float(value)})"
+                for names, losses in self.step_rows
+                for name, value in zip(names, losses, strict=True)
+                if not bool(torch.isfinite(value))
+            ]
+            everyone = [bad] if self.args.world_size == 1 else gather_object([bad])
+            what = "a loss" if (named := [name for part in everyone for name in part]) else "the gradient"
+            named = named or list(dict.fromkeys(name for names, _ in self.step_rows for name in names))
+            raise RunFailed(
+                f"step {self.state.global_step + 1}: {what} is not finite, the weights were left as they were; "
+                f"groups: {', '.join(named[:8])}{' ...' if len(named) > 8 else ''}; "
+                "check these rows, lower train.learning_rate, or use train.precision=fp32"
+            )
+        return norm
+
+    # -- metrics
+
+    def _measure(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> None:
+        add = self.meter.add
+        add("num_tokens", batch["attention_mask"].sum()[None].double())
+        if result.target is None:
+            per_token = result.loss.sum() / batch["length"].sum()
+            add("nll/token", per_token.expand(len(batch["length"])))
+            return
+        keep = result.target.keep
+        gap = result.rewards.gap.detach()[keep]
+        add("rewards/chosen", result.rewards.chosen[keep])
+        add("rewards/rejected", result.rewards.rejected[keep])
+        add("rewards/margins", gap)
+        add("rewards/accuracies", (gap > 0).double())
+        if scores.logp is not None:
+            add("logps/chosen", scores.logp[batch["pairs"][:, 0]][keep])
+            add("logps/rejected", scores.logp[batch["pairs"][:, 1]][keep])
+        wanted = (torch.logit(result.target.prob) + result.target.margin)[keep]
+        add("target/gap", wanted[torch.isfinite(wanted)])
+        slack = result.target.scale[keep] * gap - result.target.margin[keep]
+        add("slack/violation_rate", (slack < 0).double())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add our metrics to a training log line, reduced over ranks once."""
+        if "loss" in logs:
+            names = _SFT_METRICS if self.recipe.target is None else _PAIR_METRICS
+            logs = logs | self.meter.reduce(self.accelerator, names)
+        super().log(logs, start_time)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Exact metrics over all rows: scores are gathered by group, fillers left out, and averaged once."""
+        model: Any = self._wrap_model(self.model, training=False)  # type: ignore[arg-type]
+        model.eval()
+        rows: dict[str, dict[str, list[float]]] = {}
+        with torch.no_grad():
+            for (batch,) in dataloader:
+                batch = self._prepare_inputs(batch)
+                with self.compute_loss_context_manager():
+                    scores = model(batch=batch)
+                if batch["real"]:
+                    rows |= self._rows(self._pair_loss(scores, batch), scores, batch)
+        if self.args.world_size > 1:
+            rows = {name: row for part in gather_object([rows]) for name, row in part.items()}
+        table = {
+            name: np.array([value for group in sorted(rows) for value in rows[group][name]])
+            for name in next(iter(rows.values()), {})
+        }
+        metrics = _summarise(table)
+        return EvalLoopOutput(
+            predictions=None,  # type: ignore[arg-type]
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=len(rows),
+        )
+
+    def _rows(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> dict[str, dict[str, list[float]]]:
+        columns = {"share": batch["share"], "weighted": self._weighted(result, batch)}
+        if result.target is None:
+            counts = torch.bincount(batch["owner"]).double()
+            columns |= {"tokens": counts, "loss": result.loss}
+        else:
+            columns |= {
+                "chosen": result.rewards.chosen,
+                "rejected": result.rewards.rejected,
+                "label": _labels(batch),
+            }
+            if scores.logp is not None:
+                both = scores.logp[batch["pairs"]]
+                columns |= {"logp_chosen": both[:, 0], "logp_rejected": both[:, 1]}
+        lists = {name: value.double().tolist() for name, value in columns.items()}
+        rows: dict[str, dict[str, list[float]]] = {name: {c: [] for c in lists} for name in batch["ids"]}
+        for position, group in enumerate(_names(batch)):
+            for name, values in lists.items():
+                rows[group][name].append(values[position])
+        return rows
+
+
+def _labels(batch: Batch) -> Tensor:
+    """Observed P(chosen is better); 1 for a hard label, NaN for a tie with no observed probability."""
+    label: Tensor = torch.where(torch.isnan(batch["prob"]), torch.ones_like(batch["prob"]), batch["prob"])
+    return torch.where(batch["tie"] & torch.isnan(batch["prob"]), torch.full_like(label, math.nan), label)
+
+
+def _summarise(table: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
+    """The metrics of an evaluation, under TRL's names where it has one."""
+    if not table or not len(table["share"]):
+        return {"loss": math.nan}
+    if "tokens" in table:
+        nll = float(table["loss"].sum() / table["tokens"].sum())
+        return {"loss": nll, "nll/token": nll, "perplexity": math.exp(min(nll, 700.0))}
+    kept = table["share"] > 0
+    gap = table["chosen"] - table["rejected"]
+    metrics = {"loss": float(table["weighted"].sum() / max(table["share"].sum(), 1e-12))}
+    decided = ~np.isnan(table["label"])
+    clear = decided & (table["label"] != 0.5)
+    for name, column in (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")):
+        metrics[name] = float(table[column][kept].mean()) if kept.any() else math.nan
+    metrics["rewards/margins"] = float(gap[kept].mean()) if kept.any() else math.nan
+    if clear.any():
+        metrics["rewards/accuracies"] = float(
+            ((gap > 0) == (table["label"] > 0.5))[clear & (gap != 0)].sum() / clear.sum()
+        )
+    for name, column in (("logps/chosen", "logp_chosen"), ("logps/rejected", "logp_rejected")):
+        if column in table:
+            metrics[name] = float(table[column].mean())
+    if decided.any():
+        label, own = table["label"][decided], gap[decided]
+        metrics["nll"] = float((np.logaddexp(0.0, -own) + (1.0 - label) * own).mean())
+        prob = 1.0 / (1.0 + np.exp(-np.clip(own, -700, 700)))
+        metrics["calibration/brier"] = float(((label - prob) ** 2).mean())
+        metrics["calibration/ece"] = float(expected_calibration_error(prob, label))
+    return metrics
+
+
+def _names(batch: Batch) -> list[str]:
+    """The group that each loss of a batch belongs to."""
+    if len(batch["pairs"]):
+        return [batch["ids"][number] for number in batch["group_of"].tolist()]
+    return [name for name, size in zip(batch["ids"], batch["sizes"], strict=True) for _ in range(size)]

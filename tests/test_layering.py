@@ -1,0 +1,227 @@
+"""Imports point one way: the arrows of the design, read from the source, and torch kept out of what must start fast."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import marginkit
+
+ROOT = Path(marginkit.__file__).parent
+ANYTHING = {""}
+
+# Package or module -> what of marginkit it may import, at module level or inside functions. The longest name counts.
+# A name stands for everything under it. `if TYPE_CHECKING:` is free: it is gone at run time.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "records": {"errors"},
+    "core": {"core", "errors"},
+    "registry": {"errors", "core"},
+    "config": {"errors", "registry"},
+    "store": {"errors"},
+    "data": {"data", "records", "errors"},
+    "evaluation": {"evaluation", "records", "errors"},
+    "reporting": {"reporting", "evaluation", "records", "errors"},
+    "models": {"models", "core", "records", "errors", "data.encoding"},
+    "scoring": {"core", "models", "data", "store", "records", "registry", "config", "errors", "scoring"},
+    "training": {"core", "models", "data", "store", "records", "registry", "config", "errors", "training"},
+    "generate": {"core", "models", "data", "store", "records", "registry", "config", "errors"},
+    "judges": {"data", "store", "records", "config", "errors"},
+    "run": ANYTHING - {""} | {
+        "core", "models", "data", "store", "records", "registry", "config", "errors", "scoring", "training",
+        "generate", "judges", "evaluation", "reporting",
+    },
+    "demo": {
+        "core", "models", "data", "store", "records", "registry", "config", "errors", "scoring", "training",
+        "generate", "judges", "evaluation", "reporting", "run", "demo",
+    },
+    "cli": ANYTHING,
+    "__main__": {"cli"},
+    "__init__": set(),
+}  # fmt: skip
+
+# Only inside functions: the catalogue must be readable without torch.
+LAZY: dict[str, set[str]] = {"registry": {"core"}}
+
+HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets"}
+
+# Third-party packages that a module may not import at all.
+FORBIDDEN: dict[str, set[str]] = {
+    "errors": HEAVY,
+    "records": HEAVY,
+    "data": {"torch", "accelerate", "peft"},
+    "evaluation": HEAVY,
+    "reporting": HEAVY,
+    "core": HEAVY - {"torch"} | {"numpy", "pyarrow", "pydantic", "omegaconf"},
+}
+
+# ... or not at module level.
+FORBIDDEN_AT_START: dict[str, set[str]] = {
+    name: HEAVY for name in ("__init__", "__main__", "registry", "config", "cli")
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name, as `a.b.c`; `lazy` if it stands inside a function."""
+
+    name: str
+    lazy: bool
+    line: int
+
+
+def module_name(path: Path) -> str:
+    """`data.checks` for data/checks.py, `data` for data/__init__.py, `__init__` for the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def imports_of(source: str, package: str = "marginkit") -> Iterator[Import]:
+    """Every import that runs; `package` is where a relative import starts."""
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for child in node.orelse:
+                yield from walk(child, lazy)
+            return
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, lazy, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            place = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (Import(f"{place}.{alias.name}", lazy, node.lineno) for alias in node.names)
+        inside = lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside)
+
+    yield from walk(ast.parse(source), False)
+
+
+def covers(allowed: set[str], name: str) -> bool:
+    """Whether a name is one of the allowed ones or lies under one."""
+    return any(entry in ("", name) or name.startswith(f"{entry}.") for entry in allowed)
+
+
+def row_of(module: str, table: dict[str, set[str]]) -> set[str] | None:
+    """The row for a module: that of the longest name which covers it."""
+    names = [entry for entry in table if covers({entry}, module)]
+    return table[max(names, key=len)] if names else None
+
+
+def violations(module: str, source: str, package: str = "marginkit") -> list[str]:
+    """What a module imports against the tables, one line each."""
+    allowed, lazy_only = row_of(module, ALLOWED), row_of(module, LAZY) or set()
+    never, not_at_start = row_of(module, FORBIDDEN) or set(), row_of(module, FORBIDDEN_AT_START) or set()
+    if allowed is None:
+        return [f"{module}: no row in ALLOWED; decide where it stands"]
+    found = []
+    for one in imports_of(source, package):
+        top, _, rest = one.name.partition(".")
+        if top == "marginkit":
+            if not covers(allowed, rest) and one.name != "marginkit.__version__":
+                found.append(f"{module}:{one.line} imports {one.name}")
+            elif covers(lazy_only, rest) and not one.lazy:
+                found.append(f"{module}:{one.line} imports {one.name} at module level")
+        elif top in never or (top in not_at_start and not one.lazy):
+            found.append(f"{module}:{one.line} imports {one.name}")
+    return found
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_point_one_way(path: Path) -> None:
+    """No module imports against the arrows, nor what it must do without."""
+    package = ".".join(["marginkit", *path.relative_to(ROOT).parent.parts])
+    assert violations(module_name(path), path.read_text(encoding="utf-8"), package) == []
+
+
+def test_the_modules_are_found() -> None:
+    """The test above cannot be empty."""
+    names = {module_name(path) for path in FILES}
+    assert {"__init__", "errors", "records", "registry", "core", "core.parts", "core.tensors", "data"} <= names
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("core.rewards", "from marginkit.records import Pair"),
+        ("core.rewards", "def f():\n    import marginkit.models.loading"),
+        ("core.rewards", "from ..registry import recipe"),
+        ("core.loss", "import numpy"),
+        ("records", "from marginkit.core.tensors import Labels"),
+        ("records", "import torch"),
+        ("errors", "from marginkit import records"),
+        ("registry", "from marginkit.core.loss import Loss"),
+        ("registry", "from marginkit.data import sources"),
+        ("registry", "import torch"),
+        ("config", "def f():\n    from marginkit.core import loss"),
+        ("config", "from transformers import TrainingArguments"),
+        ("data.encoding", "def f():\n    import torch"),
+        ("data.sources", "import marginkit.core"),
+        ("evaluation.metrics", "def f():\n    from torch import Tensor"),
+        ("evaluation.metrics", "from marginkit.data.grades import utilities"),
+        ("evaluation.metrics", "from marginkit.reporting import page"),
+        ("models.scorer", "from marginkit.data.sources import read_groups"),
+        ("models.scorer", "from marginkit.training import train"),
+        ("store", "from marginkit.records import Group"),
+        ("scoring", "from marginkit.training import Trainer"),
+        ("run", "from marginkit.cli import main"),
+        ("run", "from marginkit import demo"),
+        ("demo", "from marginkit.cli import main"),
+        ("cli", "import torch"),
+        ("core.x", "if TYPE_CHECKING:\n    pass\nelse:\n    import marginkit.run"),
+        ("utils", "import math"),
+    ],
+)
+def test_an_import_against_the_arrows_is_seen(module: str, source: str) -> None:
+    """The rule works: each of these is reported."""
+    package = ".".join(["marginkit", *module.split(".")[:-1]])
+    assert len(violations(module, source, package)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "core.rewards",
+            "import torch\nfrom marginkit.core.parts import reward\nfrom marginkit.errors import BadInput",
+        ),
+        ("core.rewards", "from .tensors import Rewards"),
+        ("core.rewards", "if TYPE_CHECKING:\n    from marginkit.records import Pair"),
+        ("registry", "def f():\n    from marginkit.core.loss import Loss"),
+        ("models.packing", "from marginkit.data.encoding import EncodedGroup"),
+        ("data.encoding", "def f():\n    from transformers import AutoTokenizer"),
+        ("cli", "def f():\n    import torch\n    from marginkit import demo"),
+        ("cli", "from marginkit import __version__"),
+        ("demo", "from marginkit.run import train"),
+    ],
+)
+def test_an_import_along_the_arrows_is_free(module: str, source: str) -> None:
+    """And these are not."""
+    package = ".".join(["marginkit", *module.split(".")[:-1]])
+    assert violations(module, source, package) == []
+
+
+def test_no_module_without_torch_loads_it_by_way_of_another() -> None:
+    """Records, catalogue, data and evaluation start without torch, whatever their dependencies do."""
+    names = [
+        f"marginkit.{module}" if module != "__init__" else "marginkit"
+        for module in map(module_name, FILES)
+        if (row_of(module, FORBIDDEN) or set()) >= {"torch"} or row_of(module, FORBIDDEN_AT_START)
+        if module != "__main__"
+    ]
+    assert len(names) >= 5
+    assert all(find_spec(name) is not None for name in names)
+    code = (
+        f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
