@@ -429,8 +429,8 @@ def test_a_function_that_is_not_declared_is_refused(tmp_path: Path) -> None:
             "did you mean logistic?",
         ),
         (
-            "no_such_package.mine:fn",
-            "function 'no_such_package.mine:fn': cannot import no_such_package.mine (No module named 'no_such_package')",
+            "no_package.mine:fn",
+            "function 'no_package.mine:fn': cannot import no_package.mine (No module named 'no_package')",
         ),
     ],
 )
@@ -481,7 +481,6 @@ def test_a_number_with_an_exponent_is_a_number(tmp_path: Path) -> None:
         (b"a: [1\n", "not readable YAML"),
         (b"- 1\n- 2\n", "expected a mapping of keys, got list"),
         (b"\xff\xfe\x00", "not readable YAML"),
-        (b"just words\n", "expected a mapping of keys"),
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused_by_its_path(tmp_path: Path, content: bytes, message: str) -> None:

@@ -59,7 +59,8 @@ def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval
     if not has_eval:
         given |= {"eval_strategy": "no", "load_best_model_at_end": False}
     # the key users know; transformers 5.23 renamed it
-    given["activation_checkpointing"] = given.pop("gradient_checkpointing")
+    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
+        given["activation_checkpointing"] = given.pop("gradient_checkpointing")
     for name in ("fsdp", "fsdp_config", "deepspeed", "eval_steps", "hub_private_repo"):
         if given[name] is None:
             del given[name]
@@ -436,7 +437,7 @@ class MarginTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Exact metrics over all rows: scores are gathered by group, fillers left out, and averaged once."""
-        model: Any = self._wrap_model(self.model, training=False)  # type: ignore[arg-type]
+        model: Any = self._wrap_model(self.model, training=False)
         model.eval()
         rows: dict[str, dict[str, list[float]]] = {}
         with torch.no_grad():

@@ -135,7 +135,8 @@ BAD_ROWS = [
     ("pair", FIRST["pair"] | {"id": "b"}, "duplicate row",
      "the same prompt and responses were read before; remove the row, or merge the evidence of both"),
     ("pair", FIRST["pair"] | {"margin": 1}, "duplicate row",
-     "the same prompt and responses were read before, with other evidence; remove the row, or merge the evidence of both"),
+     "the same prompt and responses were read before, with other evidence; remove the row, or merge the evidence of "
+     "both"),
     ("native", FIRST["native"], "duplicate row",
      "the same prompt and responses were read before; remove the row, or merge the evidence of both"),
     # several responses
@@ -175,7 +176,8 @@ BAD_ROWS = [
     ("sft", {"messages": None}, "missing text", "messages is null or missing; fill it in or remove the row"),
     ("sft", {"messages": [user("x"), assistant(" ")]}, "empty response", "messages is empty; remove the row"),
     # the native form
-    ("native", native(pairs=[{"chosen": 0, "rejected": 2}]), "index out of range", f"pairs[0].rejected is 2, {INDICES}"),
+    ("native", native(pairs=[{"chosen": 0, "rejected": 2}]), "index out of range",
+     f"pairs[0].rejected is 2, {INDICES}"),
     ("native", native(pairs=[{"chosen": 1, "rejected": 1}]), "identical responses",
      "pairs[0] pairs response 1 with itself; remove it"),
     ("native", native(pairs=[{"chosen": 0, "rejected": 1, "prob": 1.5}]), "probability outside [0, 1]",
@@ -263,8 +265,8 @@ def test_contradictions_above_the_limit_refuse_the_file():
     with pytest.raises(BadInput) as refused:
         read_groups(rows)
     assert str(refused.value) == (
-        "rows in memory: 6 of 100 rows (6.0%) contradict their label, above contradiction_limit=0.05; the first: row 1: the "
-        "evidence contradicts the label (margin -1 < 0); check which column is which, or set contradiction to "
+        "rows in memory: 6 of 100 rows (6.0%) contradict their label, above contradiction_limit=0.05; the first: row "
+        "1: the evidence contradicts the label (margin -1 < 0); check which column is which, or set contradiction to "
         '"keep", "trust_label" or "trust_grade"'
     )
     assert read_groups(rows, contradiction_limit=0.06)[1].dropped == {"contradiction": 6}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from marginkit.data.sources import read_groups
@@ -260,9 +260,9 @@ def test_a_misspelt_column_stops_the_reading():
 
 def test_unknown_layout_names_the_columns_and_the_near_misses():
     assert refusal([{"prompt": "p", "choosen": "x", "rejected": "y"}]) == (
-        "rows in memory: no known layout has the columns prompt, choosen, rejected; 'choosen': did you mean 'chosen'? A "
-        "layout needs chosen and rejected, or prompt and responses, or messages, or instruction and output, or prompt and "
-        'completion; rename with columns={"<column>": "<known name>"}'
+        "rows in memory: no known layout has the columns prompt, choosen, rejected; 'choosen': did you mean 'chosen'? "
+        "A layout needs chosen and rejected, or prompt and responses, or messages, or instruction and output, or "
+        'prompt and completion; rename with columns={"<column>": "<known name>"}'
     )
 
 
@@ -381,11 +381,11 @@ def test_broken_lines_are_named(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + b"\n".join(lines))
     groups, findings = read_groups(path)
     assert (findings.read, len(groups)) == (6, 1)
-    assert findings.dropped == {"broken JSON": 3 - 1 + 1, "not an object": 1, "not UTF-8": 1}
+    assert findings.dropped == {"broken JSON": 3, "not an object": 1, "not UTF-8": 1}
     first, second, third = (str(finding) for finding in findings.items[:3])
     assert first == (
-        "a.jsonl:2: the JSON is broken (Expecting value: line 1 column 12 (char 11)): "
-        '"{\\"prompt\\": "; one JSON object a line; correct the line'
+        "a.jsonl:2: the JSON is broken at column 11 (Expecting value): "
+        '"{\\"prompt\\":"; one JSON object a line; correct the line'
     )
     assert second == "a.jsonl:4: the row is [1]; a row is one JSON object"
     assert third.startswith("a.jsonl:5: the line is not UTF-8")
@@ -394,7 +394,7 @@ def test_broken_lines_are_named(tmp_path):
 def test_a_file_of_no_objects_is_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("prompt\tchosen\n")
-    assert refusal(path).startswith("a.jsonl:1: the JSON is broken (Expecting value")
+    assert refusal(path).startswith("a.jsonl:1: the JSON is broken at column 1 (Expecting value)")
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
@@ -420,8 +420,13 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     assert refusal(tmp_path / "a.txt") == f"{tmp_path / 'a.txt'}: cannot read .txt; marginkit reads {kinds}"
     (tmp_path / "a.parquet").write_text("x")
     assert refusal(tmp_path / "a.parquet").startswith("a.parquet: not a Parquet file (")
-    for text, rule in [("3", "holds 3; give an array of rows"), ('{"a": 1}', "the object holds no list; give"),
-                       ('{"a": [], "b": []}', "the object holds 2 lists (a, b); give"), ("{", "the JSON is broken")]:  # fmt: skip
+    broken = {
+        "3": "holds 3; give an array of rows",
+        '{"a": 1}': "the object holds no list; give",
+        '{"a": [], "b": []}': "the object holds 2 lists (a, b); give",
+        "{": "the JSON is broken at column 2",
+    }
+    for text, rule in broken.items():
         (tmp_path / "a.json").write_text(text)
         assert refusal(tmp_path / "a.json").startswith(f"a.json: {rule}")
     write_jsonl(tmp_path / "a.jsonl", [GOOD])
@@ -464,9 +469,8 @@ def test_splits_of_a_dataset_folder(tmp_path):
 
 
 def test_split_of_a_file_reads_its_rows_only():
-    rows = [
-        GOOD | {"prompt": str(n), "split": "train" if n else "test", "chosen": "" if n == 1 else "x"} for n in range(4)
-    ]
+    splits = ["test", "train", "train", "train"]
+    rows = [GOOD | {"prompt": str(n), "split": split, "chosen": "x" * (n != 1)} for n, split in enumerate(splits)]
     groups, findings = read_groups(rows, split="train")
     assert (len(groups), findings.read, findings.dropped) == (2, 3, {"empty response": 1})
     assert refusal(rows, split="dev") == "rows in memory: no row has split 'dev'; the data has test, train"
@@ -557,20 +561,25 @@ multi_rows = st.fixed_dictionaries(
     {"prompt": texts, "responses": st.lists(response | junk, max_size=3)},
     optional=shared | {"comparisons": st.lists(votes | junk, max_size=2)},
 )
+pair_fields = st.sampled_from(["chosen", "rejected", "prob", "votes"])
 native_rows = st.fixed_dictionaries(
     {"format": st.just("marginkit/1"), "id": texts | junk, "prompt": texts | turns | junk,
-     "responses": st.lists(st.fixed_dictionaries({"turns": texts | turns}, optional={"grade": evidence}) | junk, max_size=3)},
-    optional={"pairs": st.lists(st.dictionaries(st.sampled_from(["chosen", "rejected", "prob", "votes"]), evidence | votes))},
+     "responses": st.lists(st.fixed_dictionaries({"turns": texts | turns}, optional={"grade": evidence}) | junk)},
+    optional={"pairs": st.lists(st.dictionaries(pair_fields, evidence | votes))},
 )  # fmt: skip
 
 
-@settings(max_examples=120)
-@given(
-    lines=st.lists(
-        st.one_of(pair_rows, multi_rows, native_rows, junk).map(lambda row: json.dumps(row).encode())
+lines_of_one_layout = st.sampled_from([pair_rows, multi_rows, native_rows]).flatmap(
+    lambda rows: st.lists(
+        st.one_of(rows, rows, junk).map(lambda row: json.dumps(row).encode())
         | st.binary(max_size=20).filter(lambda line: b"\n" not in line),
         max_size=8,
-    ),
+    )
+)
+
+
+@given(
+    lines=lines_of_one_layout,
     contradiction=st.sampled_from(["drop", "keep", "trust_label", "trust_grade"]),
     ties=st.sampled_from(["half", "label", "drop"]),
 )
@@ -579,10 +588,9 @@ def test_kept_and_dropped_add_up_to_read(tmp_path_factory, lines, contradiction,
     path.write_bytes(b"\n".join(lines))
     try:
         groups, findings = read_groups(path, contradiction=contradiction, ties=ties, contradiction_limit=1)
-    except BadInput as refused:
-        assert "\n" not in str(refused)
+    except BadInput:
         return
-    rows = sum(1 for line in path.read_bytes().split(b"\n") if line.strip())
+    rows = sum(1 for line in path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.strip())
     assert findings.read == rows
     assert findings.read == findings.kept + sum(findings.dropped.values())
     assert findings.kept == len(groups)

@@ -119,9 +119,12 @@ def _parsed(raw: bytes) -> object:
         return RowRefused("not UTF-8", f"the line is not UTF-8 ({shown(raw[:20])})", "save the file as UTF-8")
     except RecursionError:
         return RowRefused("broken JSON", "the JSON is nested too deeply", "flatten the row")
-    except ValueError as error:
-        what = f"the JSON is broken ({error}): {shown(raw[:60].decode(errors='replace'))}"
-        return RowRefused("broken JSON", " ".join(what.split()), "one JSON object a line; correct the line")
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} column {error.colno}"
+        rule = f"the JSON is broken at {place} ({error.msg}): {shown(raw[:60].decode(errors='replace'))}"
+        return RowRefused("broken JSON", rule, "one JSON object a line; correct the line")
+    except ValueError:
+        return RowRefused("broken JSON", "the JSON holds an integer of thousands of digits", "correct the line")
 
 
 def _lines(path: Path) -> Iterator[RawRow]:
@@ -130,7 +133,7 @@ def _lines(path: Path) -> Iterator[RawRow]:
             if n == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():  # a blank line is no row
-                yield RawRow(f"{path.name}:{n}", n, _parsed(line))
+                yield RawRow(f"{path.name}:{n}", n, _parsed(line.rstrip()))
 
 
 def _json(path: Path) -> tuple[Iterator[RawRow], int]:
