@@ -33,19 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "preparing": {"data", "records", "registry", "config", "errors", "progress"},
     "rundir": {"data", "records", "registry", "config", "errors", "preparing"},
 }
-ALLOWED["scoring"] = {"core", "models", "data", "records", "registry", "config", "errors", "store", "batching"}
-    "core",
-    "models",
-    "data",
-    "store",
-    "records",
-    "registry",
-    "config",
-    "errors",
-    "batching",
-    "progress",
-}
-ALLOWED["training"] = ALLOWED["generate"] = ALLOWED["scoring"]
+MODELS_AND_DATA = {"core", "models", "data", "store", "records", "registry", "config", "errors", "batching", "progress"}
+ALLOWED["scoring"] = ALLOWED["training"] = ALLOWED["generate"] = MODELS_AND_DATA
 ALLOWED["judges"] = {"data", "store", "records", "config", "errors", "progress"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}

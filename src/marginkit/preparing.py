@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from marginkit.config import RunConfig
 from marginkit.data.checks import Findings
-from marginkit.data.grades import evidence_kind, suggest_gamma
+from marginkit.data.grades import pair_evidence, suggest_gamma
 from marginkit.data.pairing import make_pairs
 from marginkit.data.sources import read_groups
 from marginkit.data.splits import assign_splits, resolve_split
@@ -155,36 +155,40 @@ def check_evidence(groups: Groups, config: RunConfig) -> None:
     """
     name, options = resolve_options(config.spec, "target", config.target)
     needs = load_function(name).part.needs if name else frozenset()
-    kinds = evidence_kind(groups)
-    total = sum(kinds.values())
+    found = [(pair_evidence(group, pair), _has_grades(group, pair)) for group in groups for pair in group.pairs]
+    native = sum(item.prob is not None or item.target_gap is not None for item, _ in found)
+    ties = sum(item.tie and item.prob is None and item.target_gap is None for item, _ in found)
+    graded = sum(
+        item.prob is None and item.target_gap is None and not item.tie and item.grade_gap is not None
+        for item, _ in found
+    )
+    bare, total = len(found) - native - ties - graded, len(found)
     gamma = options.get("gamma")
-    if "utility_gap" in needs:
-        if kinds["none"]:
-            hard = "bt" if config.kind == "reward_model" else "dpo"
-            raise BadInput(
-                f"recipe {config.recipe} needs to know how much better the chosen response is, but {kinds['none']} of "
-                f"{total} pairs have no grade, strength, votes or probability; add one (score_chosen and "
-                f"score_rejected, margin, votes, p_chosen), or train the hard-label recipe {hard}"
-            )
-        if kinds["grade_gap"] and gamma is None:
-            guess = suggest_gamma(groups)
-            hint = "" if guess is None else f"; target.gamma={guess:.3g} puts the median grade gap at 75%"
-            raise BadInput(
-                f"target.gamma is missing: {kinds['grade_gap']} of {total} pairs have only grades, and recipe "
-                f"{config.recipe} needs to know how many logits one grade is worth{hint}"
-            )
-        if gamma is not None and not kinds["grade_gap"] and kinds["prob"] + kinds["target_gap"]:
-            raise BadInput(
-                f"target.gamma={gamma:g}: every pair already has a probability or a gap in logits, which needs no "
-                "gamma; leave target.gamma out"
-            )
-    if "grade_gap" in needs:
-        missing = sum(not pair.tie and not _has_grades(group, pair) for group in groups for pair in group.pairs)
-        if missing:
-            raise BadInput(
-                f"recipe {config.recipe} needs a grade gap, but {missing} of {total} pairs have neither two grades nor "
-                "a strength; add score_chosen and score_rejected, or margin"
-            )
+    if "utility_gap" in needs and bare:
+        hard = "bt" if config.kind == "reward_model" else "dpo"
+        raise BadInput(
+            f"recipe {config.recipe} needs to know how much better the chosen response is, but {bare} of {total} pairs "
+            "have no grades, strength, votes or probability; add such a column (score_chosen and score_rejected, "
+            f"margin, votes, p_chosen), or train the hard-label recipe {hard}"
+        )
+    if "utility_gap" in needs and graded and gamma is None:
+        guess = suggest_gamma(groups)
+        hint = "" if guess is None else f"; target.gamma={guess:.3g} puts the median grade gap at 75%"
+        raise BadInput(
+            f"target.gamma is missing: {graded} of {total} pairs have only grades, and recipe {config.recipe} needs to "
+            f"know how many logits one grade is worth{hint}"
+        )
+    if "utility_gap" in needs and gamma is not None and native and not graded:
+        raise BadInput(
+            f"target.gamma={gamma:g}: every pair already has a probability or a gap in logits, which needs no gamma; "
+            "leave target.gamma out"
+        )
+    missing = sum(not item.tie and not has_grades for item, has_grades in found)
+    if "grade_gap" in needs and missing:
+        raise BadInput(
+            f"recipe {config.recipe} needs a grade gap, but {missing} of {total} pairs have neither two grades nor a "
+            "strength; add score_chosen and score_rejected, or margin"
+        )
 
 
 def _has_grades(group: Group, pair: Pair) -> bool:

@@ -301,7 +301,7 @@ class MarginTrainer(Trainer):
         steps: Any = self.train_dataset
         return DataLoader(
             steps,
-            batch_sampler=self.sampler,  # type: ignore[arg-type] # an iterable with a length is all it needs
+            batch_sampler=self.sampler,
             collate_fn=self._collate,
             num_workers=self.args.dataloader_num_workers,
         )
@@ -437,7 +437,8 @@ class MarginTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Exact metrics over all rows: scores are gathered by group, fillers left out, and averaged once."""
-        model: Any = self._wrap_model(self.model, training=False)
+        plain: Any = self.model
+        model: Any = self._wrap_model(plain, training=False)
         model.eval()
         rows: dict[str, dict[str, list[float]]] = {}
         with torch.no_grad():

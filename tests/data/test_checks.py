@@ -188,6 +188,8 @@ BAD_ROWS = [
      "malformed: pairs[0].votes are three counts: for, against, ties; write it with write_groups"),
     ("native", native(comparisons=[{"i": 0, "j": 5, "wins_i": 1, "wins_j": 0}]), "index out of range",
      f"comparisons[0].j is 5, {INDICES}"),
+    ("native", native(comparisons=[{"i": 0, "j": 1, "wins_i": 1, "wins_j": 0, "rater": 3}]), "not the native form",
+     "malformed: comparisons[0] holds values of the wrong type; write it with write_groups"),
     ("native", native(id=3), "not the native form",
      "malformed: id, source, subset, split and cluster are strings; write it with write_groups"),
     ("native", {k: v for k, v in native().items() if k != "prompt"}, "not the native form",

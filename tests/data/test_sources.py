@@ -335,7 +335,7 @@ def test_chats_through_parquet_lose_their_null_keys(tmp_path):
     rows = [
         {"chosen": [user("q"), assistant("x")], "rejected": [user("q"), assistant("y")], "margin": None},
         {
-            "chosen": [user("r"), assistant("x") | {"tool_calls": [{"name": "f"}]}],
+            "chosen": [user("r"), assistant("x") | {"tool_calls": [{"name": "f"}, {"id": "1"}]}],
             "rejected": [user("r"), assistant("y")],
         },
     ]

@@ -42,6 +42,13 @@ def test_few_prompts_cluster_by_connected_responses():
     apart = clusters(rows[:4])
     assert apart[0] == apart[1] == apart[2] != apart[3]
     assert clusters(reversed(rows[:4])) == apart[::-1]
+    assert apart[0] == min(map(text_digest, "xyzw"))  # whatever the order of the rows
+
+
+def test_the_reader_assigns_clusters():
+    rows = [{"prompt": "p", "chosen": "x", "rejected": "y"}, {"prompt": "q", "chosen": "z", "rejected": "y"}]
+    first, second = read_groups(rows)[0].column("cluster")
+    assert first == second == min(map(text_digest, "xyz"))
 
 
 def test_fifty_prompts_are_enough():

@@ -98,13 +98,16 @@ def test_verdict_says_better_worse_or_neither():
     )
     assert text == (
         "The first model has the better NLL (-0.1500 [-0.2000, -0.1000]), and the worse Brier score "
-        "(+0.0150 [+0.0100, +0.0200]) on 100 pairs. Not distinguishable: accuracy (+0.0100 [-0.0100, +0.0300])."
+        "(+0.0150 [+0.0100, +0.0200]) than the second on 100 pairs. "
+        "They are not distinguishable in accuracy (+0.0100 [-0.0100, +0.0300])."
     )
     assert "better accuracy" in verdict({"accuracy": difference(0.01, 0.02)})
     assert "worse accuracy" in verdict({"accuracy": difference(-0.02, -0.01)})
-    assert verdict({"nll": difference(-0.1, 0.1)}).startswith("Not distinguishable on 100 pairs: NLL")
+    assert verdict({"nll": difference(-0.1, 0.1)}, names=("a", "b")).startswith(
+        "a and b are not distinguishable on 100 pairs in NLL"
+    )
     unknown = Estimate(-1.0, float("nan"), float("nan"), 1, 0)
-    assert verdict({"nll": unknown}).startswith("Not distinguishable")
+    assert verdict({"nll": unknown}).startswith("The first model and the second are not distinguishable")
 
 
 def test_rows_read_in_order_and_carry_the_verdict():

@@ -87,11 +87,12 @@ def _sorted_pairs(scores: Scores | pa.Table | str | Path) -> pa.Table:
     return table.sort_by([(name, "ascending") for name in keys])
 
 
-def verdict(differences: Mapping[str, Estimate]) -> str:
-    """What `compare` comes to, in one or two sentences about the first model.
+def verdict(differences: Mapping[str, Estimate], *, names: tuple[str, str] = ("The first model", "the second")) -> str:
+    """What `compare` comes to, in one or two sentences.
 
     Args:
         differences: what `compare` returned.
+        names: of the two models.
 
     Returns:
         Better or worse where the 95% interval leaves 0 out, "not distinguishable" where it does not; with numbers.
@@ -99,9 +100,9 @@ def verdict(differences: Mapping[str, Estimate]) -> str:
     Example:
         >>> nll, accuracy = Estimate(-0.05, -0.08, -0.02, 900, 300), Estimate(0.004, -0.01, 0.02, 900, 300)
         >>> print(verdict({"nll": nll}))
-        The first model has the better NLL (-0.0500 [-0.0800, -0.0200]) on 900 pairs.
-        >>> print(verdict({"accuracy": accuracy}))
-        Not distinguishable on 900 pairs: accuracy (+0.0040 [-0.0100, +0.0200]).
+        The first model has the better NLL (-0.0500 [-0.0800, -0.0200]) than the second on 900 pairs.
+        >>> print(verdict({"accuracy": accuracy}, names=("mmpo", "dpo")))
+        mmpo and dpo are not distinguishable on 900 pairs in accuracy (+0.0040 [-0.0100, +0.0200]).
     """
     groups: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
     for name, found in differences.items():
@@ -110,10 +111,12 @@ def verdict(differences: Mapping[str, Estimate]) -> str:
         groups[kind].append(f"{_WORDS[name]} ({found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}])")
     n = max((found.n for found in differences.values()), default=0)
     told = [f"the {kind} {' and '.join(groups[kind])}" for kind in ("better", "worse") if groups[kind]]
-    sentences = [f"The first model has {', and '.join(told)} on {n} pairs."] if told else []
+    first, second = names
+    sentences = [f"{first} has {', and '.join(told)} than {second} on {n} pairs."] if told else []
     if groups["same"]:
+        who = "They" if told else f"{first} and {second}"
         where = "" if told else f" on {n} pairs"
-        sentences.append(f"Not distinguishable{where}: {', '.join(groups['same'])}.")
+        sentences.append(f"{who} are not distinguishable{where} in {', '.join(groups['same'])}.")
     return " ".join(sentences)
 
 
