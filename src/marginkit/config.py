@@ -19,6 +19,9 @@ _Paths = Annotated[
     tuple[str, ...], BeforeValidator(lambda value: (str(value),) if isinstance(value, (str, Path)) else value)
 ]
 
+# YAML reads a bare `no` as false
+_SaidNo = BeforeValidator(lambda value: "no" if value is False else value)
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -139,9 +142,9 @@ class TrainConfig(_Section):
     )
     gradient_checkpointing: bool = False
     logging_steps: float = Field(10, gt=0)
-    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    eval_strategy: Annotated[Literal["no", "steps", "epoch"], _SaidNo] = "epoch"
     eval_steps: float | None = None
-    save_strategy: Literal["no", "steps", "epoch", "best"] = "epoch"
+    save_strategy: Annotated[Literal["no", "steps", "epoch", "best"], _SaidNo] = "epoch"
     save_steps: float = 500
     save_total_limit: int | None = 2
     load_best_model_at_end: bool = Field(False, description="keep the checkpoint that is best by metric_for_best_model")

@@ -6,6 +6,9 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import math
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -54,14 +57,14 @@ class Option(_Frozen):
         Raises:
             BadInput: wrong type or out of range.
         """
-        if value is None:
+        if value is None and self.default is None:
             return None
         good: Any = None
         if self.type == "bool":
             good = value if isinstance(value, bool) else None
         elif self.type == "str":
             good = value if isinstance(value, str) else None
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             good = float(value) if self.type == "float" else (int(value) if int(value) == value else None)
         if good is None:
             raise BadInput(f"{where}: must be {self.type} ({self.range_text()}), got {value!r}")
@@ -71,8 +74,7 @@ class Option(_Frozen):
             )
         if self.type in ("float", "int"):
             inside = (
-                good == good
-                and (self.gt is None or good > self.gt)
+                (self.gt is None or good > self.gt)
                 and (self.ge is None or good >= self.ge)
                 and (self.lt is None or good < self.lt)
                 and (self.le is None or good <= self.le)
@@ -231,11 +233,21 @@ def load_function(target: str) -> Any:
             if module_spec is None or module_spec.loader is None or not Path(place).is_file():
                 raise BadInput(f"function {target!r}: no file {place}")
             module = importlib.util.module_from_spec(module_spec)
-            module_spec.loader.exec_module(module)
+            before = sys.modules.get(module.__name__)
+            sys.modules[module.__name__] = module  # dataclasses look their module up while it loads
+            try:
+                module_spec.loader.exec_module(module)
+            finally:
+                if before is None:
+                    del sys.modules[module.__name__]
+                else:
+                    sys.modules[module.__name__] = before
         else:
             module = importlib.import_module(place)
-    except ImportError as error:
-        raise BadInput(f"function {target!r}: cannot import {place} ({error})") from None
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a user's file does while it loads
+        raise BadInput(f"function {target!r}: cannot import {place} ({str(error) or type(error).__name__})") from error
     try:
         return getattr(module, name)
     except AttributeError:
@@ -278,6 +290,17 @@ def build_loss(spec: Recipe, options: Mapping[str, Mapping[str, Any]]) -> Loss:
         declared = getattr(function, "part", None)
         if declared is None or declared.kind != part:
             raise BadInput(f"{part}.function: {function_name} is not declared with @{part}(...)")
+        known = {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        for option in resolved:
+            if option not in known:
+                raise BadInput(f"{part}.{option}: {function_name} has no such option{did_you_mean(option, known)}")
+        for option, default in known.items():
+            if default is inspect.Parameter.empty and option not in resolved:
+                raise BadInput(f"{part}.{option}: {function_name} needs it, and it was not given")
         made[part], made[f"{part}_options"] = function, resolved
     return Loss(name=spec.name, **made)
 

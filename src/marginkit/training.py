@@ -198,13 +198,15 @@ class _Meter:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, name: str, values: Tensor) -> None:
-        both = torch.stack([values.detach().double().sum(), torch.tensor(float(values.numel()), dtype=torch.float64)])
+    def add(self, name: str, values: Tensor, count: float | None = None) -> None:
+        number = number_dtype(values.device)
+        counted = values.new_tensor(float(values.numel()) if count is None else count, dtype=number)
+        both = torch.stack([values.detach().to(number).sum(), counted])
         self.sums[name] = self.sums[name] + both if name in self.sums else both
 
     def reduce(self, accelerator: Any, names: Sequence[str]) -> dict[str, float]:
         empty = torch.zeros(2, dtype=torch.float64)
-        table = torch.stack([self.sums.get(name, empty).cpu() for name in names])
+        table = torch.stack([self.sums.get(name, empty).cpu().double() for name in names])
         table = accelerator.reduce(table.to(accelerator.device, torch.float32), "sum").cpu().double()
         self.sums = {}
         return {name: float(total / count) for name, (total, count) in zip(names, table, strict=True) if count > 0}
@@ -402,24 +404,23 @@ class MarginTrainer(Trainer):
 
     def _measure(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> None:
         add = self.meter.add
-        add("num_tokens", batch["attention_mask"].sum()[None].double())
+        add("num_tokens", batch["attention_mask"].sum()[None])
         if result.target is None:
-            per_token = result.loss.sum() / batch["length"].sum()
-            add("nll/token", per_token.expand(len(batch["length"])))
+            add("nll/token", result.loss, count=float(batch["length"].sum()))
             return
         keep = result.target.keep
         gap = result.rewards.gap.detach()[keep]
         add("rewards/chosen", result.rewards.chosen[keep])
         add("rewards/rejected", result.rewards.rejected[keep])
         add("rewards/margins", gap)
-        add("rewards/accuracies", (gap > 0).double())
+        add("rewards/accuracies", gap > 0)
         if scores.logp is not None:
             add("logps/chosen", scores.logp[batch["pairs"][:, 0]][keep])
             add("logps/rejected", scores.logp[batch["pairs"][:, 1]][keep])
         wanted = (torch.logit(result.target.prob) + result.target.margin)[keep]
         add("target/gap", wanted[torch.isfinite(wanted)])
         slack = result.target.scale[keep] * gap - result.target.margin[keep]
-        add("slack/violation_rate", (slack < 0).double())
+        add("slack/violation_rate", slack < 0)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics to a training log line, reduced over ranks once."""
@@ -465,7 +466,7 @@ class MarginTrainer(Trainer):
     def _rows(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> dict[str, dict[str, list[float]]]:
         columns = {"share": batch["share"], "weighted": self._weighted(result, batch)}
         if result.target is None:
-            counts = torch.bincount(batch["owner"]).double()
+            counts = torch.bincount(batch["owner"])
             columns |= {"tokens": counts, "loss": result.loss}
         else:
             columns |= {
@@ -476,7 +477,7 @@ class MarginTrainer(Trainer):
             if scores.logp is not None:
                 both = scores.logp[batch["pairs"]]
                 columns |= {"logp_chosen": both[:, 0], "logp_rejected": both[:, 1]}
-        lists = {name: value.double().tolist() for name, value in columns.items()}
+        lists = {name: value.cpu().double().tolist() for name, value in columns.items()}
         rows: dict[str, dict[str, list[float]]] = {name: {c: [] for c in lists} for name in batch["ids"]}
         for position, group in enumerate(_names(batch)):
             for name, values in lists.items():

@@ -51,6 +51,7 @@ from marginkit.core.targets import soft_label
 from marginkit.core.tensors import Labels, PairScores, Population, Rewards, SequenceScores, Target
 from marginkit.errors import BadInput, ShapeError
 
+GAPS = torch.tensor([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
 OBJECTIVES: list[tuple[Check, Any]] = []
 TARGETS: list[tuple[Check, Any]] = []
 REWARDS: list[tuple[Check, Any]] = []
@@ -472,6 +473,38 @@ def test_one_pair_hides_no_column() -> None:
     refused(lambda: PairScores(head=torch.zeros(1, 2), prob=column), ShapeError, "prob has shape [1, 1], expected [1]")
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: already_reduced(Rewards(GAPS), Target.of(GAPS[:, 0])),
+            "objective already_reduced returned [], expected [3]",
+        ),
+        (
+            lambda: loss_with_a_token_mask(Rewards(GAPS), Target.of(GAPS[:, 0])),
+            "objective loss_with_a_token_mask returned [3, 7], expected [3]",
+        ),
+        (
+            lambda: prob_as_a_column(Labels(), GAPS[:, 0]),
+            "target prob_as_a_column: prob has shape [3, 1], expected [3]",
+        ),
+        (
+            lambda: always_float32(Labels(), GAPS),
+            "target always_float32: gap has shape [3, 2], expected [pair]",
+        ),
+        (
+            lambda: head_with_its_last_dimension(SequenceScores(head=GAPS[:, 0])),
+            "reward head_with_its_last_dimension returned [3, 1] from ",
+        ),
+    ],
+)
+def test_the_seam_names_the_function_and_the_shapes(call: Callable[[], object], message: str) -> None:
+    """What the decorators refuse, whatever the function inside them does."""
+    with pytest.raises(ShapeError) as refusal:
+        call()
+    assert str(refusal.value).startswith(message)
+
+
 def test_the_seam_detaches_the_gap_before_a_target_sees_it() -> None:
     """A target cannot leak the model's own gradient, even when it is written as if it could."""
     seen: list[bool] = []
@@ -484,6 +517,12 @@ def test_the_seam_detaches_the_gap_before_a_target_sees_it() -> None:
     made = spy(Labels(), torch.zeros(3, requires_grad=True))
     assert seen == [False]
     assert not made.margin.requires_grad
+
+
+def test_a_population_that_is_declared_has_to_be_handed_in() -> None:
+    """Not silently replaced by the batch."""
+    with pytest.raises(BadInput, match="target population_never_used needs a population of gaps"):
+        population_never_used(Labels(), GAPS[:, 0])
 
 
 def test_a_target_that_carries_a_gradient_is_refused_by_name() -> None:

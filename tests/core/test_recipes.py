@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import marginkit as mk
-from marginkit.core.tensors import Labels, PairScores, SequenceScores
+from marginkit.core.objectives import logistic
+from marginkit.core.tensors import Labels, PairScores, Rewards, SequenceScores, Target
 from marginkit.errors import BadInput
 from marginkit.registry import build_loss, load_recipe
 
@@ -91,6 +92,23 @@ def test_bt_margin_scales_the_grade_gap() -> None:
         found = mk.recipe("bt_margin", scale=scale)(heads(1.0, grade=f64([[gap + 3.0, 3.0]]))).item()
         assert found == pytest.approx(softplus(-0.5), abs=1e-12)
         assert found == pytest.approx(0.474077, abs=5e-7)
+
+
+def test_the_logistic_scales_the_gap_and_then_takes_the_margin_off() -> None:
+    """Z = scale * gap - margin, for every pair its own: beta-DPO moves the scale, gamma-PO the margin."""
+    gap, scale, margin = (2.0, -1.0, 0.5), (0.5, 2.0, 3.0), (0.25, 0.0, -1.0)
+    target = Target.of(f64(gap), scale=f64(scale), margin=f64(margin))
+    found = logistic(Rewards(f64([[g + 1.0, 1.0] for g in gap])), target).tolist()
+    wanted = [softplus(m - s * g) for g, s, m in zip(gap, scale, margin, strict=True)]
+    assert found == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_constant_margin_is_asked_of_every_pair_that_is_no_tie() -> None:
+    """In place of bt's target: -log sigmoid(d - 0.5), 0.474077 at d = 1."""
+    spec = {"target": {"function": "marginkit.core.targets:constant_margin", "margin": 0.5}}
+    found = build_loss(load_recipe("bt"), spec)(heads(1.0, -2.0, 1.0, tie=torch.tensor([False, False, True]))).tolist()
+    assert found == pytest.approx([softplus(-0.5), softplus(2.5), 0.0], abs=1e-12)
+    assert found[0] == pytest.approx(0.474077, abs=5e-7)
 
 
 def test_a_margin_of_0_and_a_rate_of_0_are_bradley_terry_and_dpo() -> None:

@@ -1,4 +1,3 @@
-# ruff: noqa: D103  (the names are sentences)
 """Intervals: do they cover, do they respect clusters, do they match what is known."""
 
 import time

@@ -1,4 +1,3 @@
-# ruff: noqa: D103  (the names are sentences)
 """Calibration errors against worked numbers, limiting cases, and models whose true error is known."""
 
 import numpy as np

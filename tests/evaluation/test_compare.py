@@ -1,4 +1,3 @@
-# ruff: noqa: D103  (the names are sentences)
 """Two models on the same pairs, and results in words."""
 
 import numpy as np

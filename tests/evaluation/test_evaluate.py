@@ -1,4 +1,3 @@
-# ruff: noqa: D103  (the names are sentences)
 """`evaluate` on tables whose numbers are known."""
 
 import json

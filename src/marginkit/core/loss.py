@@ -1,7 +1,7 @@
 """A recipe in action: reward, target and objective put together into one callable."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from marginkit.core.parts import ObjectiveFunction, RewardFunction, TargetFunction
-from marginkit.core.targets import grade_gap, native_gap, soft_prob
+from marginkit.core.targets import native_gap, soft_prob
 from marginkit.core.tensors import Labels, PairScores, Population, Rewards, SequenceScores, Target
 from marginkit.errors import BadInput
 
@@ -60,16 +60,17 @@ class Loss:
     target_options: Mapping[str, Any] = field(default_factory=dict)
     objective_options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, scores: PairScores) -> Float[Tensor, " pair"]:
-        """Weighted loss of every pair; 0 for a pair that the target leaves out.
+    def __call__(self, scores: PairScores | SequenceScores) -> Float[Tensor, " pair"]:
+        """Weighted loss of every pair (of every response for SFT); 0 for a pair that the target leaves out.
 
         Raises:
             BadInput: a field the recipe needs is missing, or gamma is given beside evidence that makes it idle.
             ShapeError: fields do not fit together.
         """
-        self.check_gamma(scores.labels)
+        if isinstance(scores, PairScores):
+            self.check_gamma(scores.labels)
         result = self.evaluate(scores)
-        if result.target is None:
+        if result.target is None or not isinstance(scores, PairScores):
             return result.loss
         weight = result.target.weight if scores.weight is None else result.target.weight * scores.weight
         return torch.where(result.target.keep, weight * result.loss, torch.zeros_like(result.loss))
@@ -94,8 +95,13 @@ class Loss:
         """[P] logits: how far apart the recipe wants each pair; infinite for a hard label, NaN for a pair left out."""
         if self.target is None:
             raise BadInput(f"{self.name} has no pairs")
-        made = self.target(labels, torch.zeros(num_pairs, dtype=torch.float64), None, **self.target_options)
-        gap = torch.logit(made.prob) + made.margin
+        exact = {
+            column.name: value.double() if value.is_floating_point() else value
+            for column in fields(labels)
+            if (value := getattr(labels, column.name)) is not None
+        }
+        made = self.target(Labels(**exact), torch.zeros(num_pairs, dtype=torch.float64), None, **self.target_options)
+        gap = (torch.logit(made.prob) + made.margin) / made.scale
         return torch.where(made.keep, gap, torch.full_like(gap, float("nan")))
 
     def check_gamma(self, labels: Labels) -> None:
@@ -108,21 +114,15 @@ class Loss:
             return
         if labels.prob is None and native_gap(labels) is None:
             return
-        idle = grade_gap(labels) is None
-        if not idle:
-            try:
-                soft_prob(
-                    Labels(prob=labels.prob, target_gap=labels.target_gap, utility=labels.utility, tie=labels.tie),
-                    gamma=None,
-                )
-                idle = True
-            except BadInput:
-                idle = False
-        if idle:
-            raise BadInput(
-                f"{self.name}: gamma is given, but every pair already has a probability or a gap in logits, "
-                "which needs none; drop gamma, or drop that evidence"
-            )
+        native = Labels(prob=labels.prob, target_gap=labels.target_gap, utility=labels.utility, tie=labels.tie)
+        try:
+            soft_prob(native, gamma=None)
+        except BadInput:
+            return  # some pair has only grades, or nothing, which the target itself refuses
+        raise BadInput(
+            f"{self.name}: gamma is given, but every pair already has a probability or a gap in logits, "
+            "which needs none; drop gamma, or drop that evidence"
+        )
 
     def _needs(self) -> frozenset[str]:
         return self.reward.part.needs | (frozenset() if self.target is None else self.target.part.needs)

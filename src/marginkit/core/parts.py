@@ -4,10 +4,11 @@ A declaration is a promise that the contract tests hold the function to, in both
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, Literal, Protocol, cast
 
+import torch
 from torch import Tensor
 
 from marginkit.core.tensors import Labels, PairScores, Population, Rewards, SequenceScores, Target
@@ -98,6 +99,8 @@ def reward(*, needs: Iterable[str]) -> Callable[[Callable[..., Rewards]], Reward
                 described = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
                 raise ShapeError(f"reward {function.__name__}: shapes differ ({described}); one value a response")
             rewards = function(scores, **options)
+            if rewards.value.dtype in (torch.bfloat16, torch.float16):
+                rewards = Rewards(rewards.value.float())
             if shapes and rewards.value.shape not in shapes.values():
                 raise ShapeError(f"reward {function.__name__} returned {_shape(rewards.value)} from {shapes}")
             return rewards
@@ -120,6 +123,12 @@ def target(
         def checked(labels: Labels, gap: Tensor, population: Population | None = None, **options: Any) -> Target:
             if gap.ndim != 1:
                 raise ShapeError(f"target {function.__name__}: gap has shape {_shape(gap)}, expected [pair]")
+            for name, value in ((column.name, getattr(labels, column.name)) for column in fields(labels)):
+                want = [len(gap), 2] if name in ("grade", "utility") else [len(gap)]
+                if value is not None and _shape(value) != want:
+                    raise ShapeError(
+                        f"target {function.__name__}: labels.{name} has shape {_shape(value)}, expected {want}"
+                    )
             if part.couples == "population" and population is None:
                 raise BadInput(f"target {function.__name__} needs a population of gaps")
             made = function(labels, gap.detach(), population, **options)

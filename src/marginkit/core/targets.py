@@ -54,10 +54,10 @@ def soft_prob(labels: Labels, *, gamma: float | None) -> Float[Tensor, " pair"]:
     if (native := native_gap(labels)) is not None:
         steps.append(torch.sigmoid(native))
     if labels.tie is not None:
-        like = next((c for c in (*steps, labels.weight, labels.strength) if c is not None), None)
-        dtype = torch.get_default_dtype() if like is None else like.dtype
-        nan = torch.tensor(float("nan"), dtype=dtype, device=labels.tie.device)
-        steps.append(torch.where(labels.tie, torch.full_like(nan, 0.5), nan))
+        given = (*steps, labels.strength, labels.grade)
+        dtype = next((c.dtype for c in given if c is not None and c.is_floating_point()), torch.get_default_dtype())
+        nan = torch.full(labels.tie.shape, float("nan"), dtype=dtype, device=labels.tie.device)
+        steps.append(nan.masked_fill(labels.tie, 0.5))
     if gamma is not None and (grades := grade_gap(labels)) is not None:
         steps.append(torch.sigmoid(gamma * grades))
     if not steps:
@@ -203,7 +203,8 @@ def grade_margin(labels: Labels, gap: Float[Tensor, " pair"], population: Popula
     """
     keep = _kept(labels)
     grades = grade_gap(labels)
-    missing = None if grades is None else torch.isnan(grades) & keep
-    if grades is None or missing is None or bool(missing.any()):
+    if grades is None:
+        grades = torch.full_like(gap, float("nan"))
+    if bool((torch.isnan(grades) & keep).any()):
         raise BadInput("a grade margin needs a strength or two grades for every pair; a pair has neither")
     return Target.of(gap, margin=torch.nan_to_num(scale * grades), keep=keep)

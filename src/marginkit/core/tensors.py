@@ -118,7 +118,7 @@ class PairScores:
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
         if not given:
             raise BadInput("PairScores is empty; give at least the scores the recipe needs")
-        num_pairs = next(iter(given.values())).shape[0]
+        num_pairs = max((value.shape[0] for value in given.values() if value.ndim), default=1)
         for name, value in given.items():
             want = (num_pairs,) if name in _PER_PAIR else (num_pairs, 2)
             got = tuple(value.shape[:2]) if name == "hidden" else tuple(value.shape)
