@@ -113,7 +113,10 @@ def cluster_bootstrap(
     if np.size(np.asarray(clusters)) < 2:
         return float("nan"), float("nan")
     drawn = replicates(statistic, clusters, resamples=resamples, seed=seed)
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    drawn = drawn[~np.isnan(drawn)]  # a resample may hold nothing to judge
+    if not len(drawn):
+        return float("nan"), float("nan")
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

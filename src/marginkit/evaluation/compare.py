@@ -174,7 +174,8 @@ def _remark(name: str, evaluation: Evaluation) -> str:
     if name == "ece" and "calibrated" in told:
         side = "inside" if told["inside_floor"] else "above"
         judged = "calibrated" if told["calibrated"] else "not calibrated"
-        return f"{side} the noise floor {told['floor']:.3f}: {judged}"
+        still = ", but its interval leaves out 0" if told["inside_floor"] and not told["calibrated"] else ""
+        return f"{side} the noise floor {told['floor']:.3f}{still}: {judged}"
     if name == "ece_floor" and told.get("labels") == "soft":
         return "an upper bound: labels are shares, the floor is drawn with single votes"
     if name == "temperature" and told.get("temperature"):

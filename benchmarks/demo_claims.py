@@ -1,0 +1,288 @@
+"""Does margin matching keep its promise in the built-in world? Seeds x qualities x model sizes x a sweep of gamma.
+
+    python benchmarks/demo_claims.py --processes 2 --out build/demo_claims.jsonl      # resumable: finished cells are skipped
+    python benchmarks/demo_claims.py --report build/demo_claims.jsonl                 # the tables for docs/log.md
+
+One cell is a world (quality, seed) and a model size. In it a policy is trained by SFT, and from it reward models by BT
+and by MMPO, policies by DPO and by MMPO, MMPO once for each multiple of the world's true gamma. All trainings of a cell
+see the same data in the same order, from the same start, with the settings of `marginkit.demo`, but for more epochs.
+Each is judged twice against the known probabilities: after the last epoch (long), and after the epoch with the best
+NLL on the graded dev prompts, hard labels (early), which is what a user could pick, by the same rule for all.
+
+The trainings are short and many, so the loop below stands in for `MarginTrainer`, whose start costs more than the
+training itself; a test holds it to the trainer's losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marginkit import demo
+from marginkit.batching import BatchPlan
+from marginkit.config import FreshModel, ModelConfig
+from marginkit.core.loss import Loss
+from marginkit.data.encoding import EncodedGroup, Encoder
+from marginkit.data.pairing import make_pairs
+from marginkit.evaluation.bootstrap import estimate_mean
+from marginkit.evaluation.calibration import expected_calibration_error, sigmoid
+from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model
+from marginkit.models.packing import labels_of, padded_batch
+from marginkit.models.scorer import score
+from marginkit.records import Groups
+from marginkit.registry import recipe
+from marginkit.world import QUALITIES, World, make_world
+
+MULTIPLES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+SIZES = {"small": 32, "medium": 64, "large": 96}  # hidden size of the two layers
+PROMPTS, DEMONSTRATIONS, DEV, TEST = 240, 2400, 80, 150
+EPOCHS = {"reward_model": 16, "policy": 16}  # the demo's settings were chosen at far fewer
+SAMPLES = 2  # answers drawn for each test prompt
+TOKENS = 16384  # padded tokens of one forward pass
+EPOCHS_SFT = 12
+
+
+# -- # One training, without the trainer
+
+
+def train_steps(
+    model: Any,
+    loss: Loss,
+    groups: Sequence[EncodedGroup],
+    settings: demo.Settings,
+    *,
+    epochs: int,
+    seed: int,
+    pad_id: int,
+) -> Iterator[list[float]]:
+    """Train as `MarginTrainer` does on one rank, an epoch at a time; yields the losses of its optimizer steps."""
+    from transformers import get_scheduler
+
+    plan = BatchPlan(
+        rows=[len(group.response_ids) for group in groups],
+        lengths=[group.length for group in groups],
+        prompts_per_step=settings.prompts_per_step,
+        tokens_per_micro_batch=TOKENS,
+        seed=seed,
+    )
+    total = len(plan) * epochs
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    schedule = get_scheduler(settings.lr_scheduler_type, optimizer, int(np.ceil(settings.warmup * total)), total)
+    model.train()
+    for epoch in range(epochs):
+        seen = []
+        for step in plan.steps(epoch):
+            batches = [padded_batch([groups[at] for at in micro.groups], pad_id=pad_id) for micro in step[0]]
+            parts = [_shares(loss, batch) for batch in batches]
+            units = sum(float(count) for _, count in parts)
+            value = 0.0
+            for batch, (share, _) in zip(batches, parts, strict=True):
+                part = _step_loss(loss, model, batch, share) / units
+                part.backward()  # type: ignore[no-untyped-call]
+                value += float(part.detach())
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            seen.append(value)
+        yield seen
+
+
+def _shares(loss: Loss, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """What each pair (or response) counts, pairs of a prompt sharing weight 1, and the units of the step."""
+    if loss.target is None:
+        return torch.ones_like(batch["length"]), batch["length"].sum()
+    keep = loss.kept(labels_of(dict(batch)), len(batch["pairs"])).double()
+    of_group = torch.zeros(len(batch["ids"]), dtype=torch.float64).index_add(0, batch["group_of"], keep)
+    share = keep / of_group.clamp(min=1.0)[batch["group_of"]]
+    return share, share.sum()
+
+
+def _step_loss(loss: Loss, model: Any, batch: Any, share: Tensor) -> Tensor:
+    scores = score(model, batch)
+    if loss.target is None:
+        return (share * loss.evaluate(scores).loss).sum()
+    found = loss.evaluate(scores.at(batch["pairs"], labels_of(batch)))
+    assert found.target is not None
+    return torch.where(share > 0, share * found.target.weight * found.loss, 0.0).sum()
+
+
+@torch.no_grad()
+def gaps_of(model: Any, loss: Loss, groups: Sequence[EncodedGroup], pad_id: int) -> np.ndarray[Any, Any]:
+    """The gap of every pair, in the order of the groups and their pairs."""
+    plan = BatchPlan(
+        rows=[len(g.response_ids) for g in groups],
+        lengths=[g.length for g in groups],
+        prompts_per_step=1,
+        tokens_per_micro_batch=TOKENS,
+    )
+    found: dict[int, list[float]] = {}
+    model.eval()
+    for micro in plan.in_order():
+        batch = padded_batch([groups[at] for at in micro.groups], pad_id=pad_id)
+        rewards = loss.reward(score(model, batch).at(batch["pairs"], labels_of(batch)), **loss.reward_options)
+        values = iter(rewards.gap.tolist())
+        for at in micro.groups:
+            found[at] = [next(values) for _ in groups[at].chosen]
+    model.train()
+    return np.array([value for at in range(len(groups)) for value in found[at]])
+
+
+# -- # One cell
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A world in tokens."""
+
+    train: list[EncodedGroup]
+    dev: list[EncodedGroup]
+    test: list[EncodedGroup]
+    prompts: list[str]
+    tokenizer: Any
+
+    def with_reference(self, model: Any, loss: Loss) -> Parts:
+        """The same with reference log-probabilities under `model`."""
+        from dataclasses import replace
+
+        pad_id = self.tokenizer.pad_token_id
+
+        def joined(groups: list[EncodedGroup]) -> list[EncodedGroup]:
+            made = []
+            with torch.no_grad():
+                for start in range(0, len(groups), 64):
+                    batch = padded_batch(groups[start : start + 64], pad_id=pad_id)
+                    logp = score(model, batch).logp
+                    assert logp is not None
+                    values = iter(logp.tolist())
+                    made += [
+                        replace(group, ref_logp=[next(values) for _ in group.response_ids])
+                        for group in groups[start : start + 64]
+                    ]
+            return made
+
+        model.eval()
+        return replace(self, train=joined(self.train), dev=joined(self.dev), test=joined(self.test))
+
+
+def encode_world(world: World, tokenizer: Any) -> tuple[Parts, list[EncodedGroup]]:
+    """The graded splits with all pairs, and the demonstrations."""
+    encoder = Encoder(tokenizer, max_length=demo.MAX_LENGTH)
+    paired = make_pairs(world.graded, "all")
+    split = {
+        name: paired.filter(lambda group, name=name: group.split == name, reason="other split")  # type: ignore[misc]
+        for name in ("train", "dev", "test")
+    }
+    tokens = {name: list(encoder.encode(groups)[0]) for name, groups in split.items()}
+    prompts = [str(group.prompt) for group in split["test"]]
+    return Parts(**tokens, prompts=prompts, tokenizer=tokenizer), list(encoder.encode(world.demonstrations)[0])
+
+
+def judge(
+    model: Any, loss: Loss, parts: Parts, kind: str, seed: int
+) -> dict[str, float]:
+    """What the known truth says of a model."""
+    gap = gaps_of(model, loss, parts.test, parts.tokenizer.pad_token_id)
+    known = np.array([value for group in parts.test for value in group.prob])
+    tie = np.array([value for group in parts.test for value in group.tie])
+    prob = sigmoid(gap)
+    found = {
+        "accuracy": float((gap > 0)[~tie].mean()),
+        "nll": float((known * np.logaddexp(0, -gap) + (1 - known) * np.logaddexp(0, gap)).mean()),
+        "ece": expected_calibration_error(prob, known),
+        "prob_error": float(np.abs(prob - known).mean()),
+        "mean_confidence": float(np.maximum(prob, 1 - prob).mean()),
+    }
+    if kind == "policy":
+        answers = demo.sample_answers(model, parts.tokenizer, parts.prompts, SAMPLES, seed=seed)
+        found["utility"] = float(np.mean(demo.utilities_of(parts.prompts, answers)))
+    return found
+
+
+def dev_nll(model: Any, loss: Loss, parts: Parts) -> float:
+    """NLL of the dev prompts' grade order, ties left out: known to any user."""
+    gap = gaps_of(model, loss, parts.dev, parts.tokenizer.pad_token_id)
+    tie = np.array([value for group in parts.dev for value in group.tie])
+    return float(np.logaddexp(0, -gap)[~tie].mean())
+
+
+def fit_and_judge(
+    start: Callable[[], Any], loss: Loss, parts: Parts, kind: str, seed: int, epochs: int
+) -> dict[str, Any]:
+    """Train long, look at the dev prompts after each epoch, judge the last state and the one with the best look."""
+    began = time.perf_counter()
+    model = start()
+    settings = demo.SETTINGS[kind]
+    curve: list[float] = []
+    best: dict[str, Tensor] = {}
+    steps = train_steps(
+        model, loss, parts.train, settings, epochs=epochs, seed=seed, pad_id=parts.tokenizer.pad_token_id
+    )
+    losses = []
+    for seen in steps:
+        losses.append(float(np.mean(seen)))
+        curve.append(dev_nll(model, loss, parts))
+        if curve[-1] == min(curve):
+            best = copy.deepcopy(model.state_dict())
+    result: dict[str, Any] = {"long": judge(model, loss, parts, kind, seed)}
+    model.load_state_dict(best)
+    result["early"] = judge(model, loss, parts, kind, seed) | {"epoch": int(np.argmin(curve)) + 1}
+    return result | {"dev_nll": curve, "loss": losses, "seconds": time.perf_counter() - began}
+
+
+def run_cell(quality: str, seed: int, size: str, multiples: Sequence[float] = MULTIPLES) -> dict[str, Any]:
+    """Every training of one cell."""
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    world = make_world(
+        quality, prompts=PROMPTS, demonstrations=DEMONSTRATIONS, dev=DEV, test=TEST, seed=10_000 + seed
+    )
+    texts = (text for group in world.demonstrations for text in (str(group.prompt), group.responses[0].text))
+    tokenizer = fresh_tokenizer(texts, demo.VOCABULARY)
+    parts, demonstrations = encode_world(world, tokenizer)
+    fresh = FreshModel(layers=demo.LAYERS, hidden=SIZES[size], vocab=demo.VOCABULARY, max_length=demo.MAX_LENGTH)
+    cell: dict[str, Any] = {"quality": quality, "seed": seed, "size": size, "gamma": world.gamma, "runs": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        sft = fresh_model(fresh, "sft", tokenizer, seed=seed)
+        nll = recipe("sft")
+        for seen in train_steps(
+            sft, nll, demonstrations, demo.SETTINGS["sft"], epochs=EPOCHS_SFT, seed=seed, pad_id=tokenizer.pad_token_id
+        ):
+            cell["sft_loss"] = float(np.mean(seen))
+        sft.eval()
+        answers = demo.sample_answers(sft, tokenizer, parts.prompts, SAMPLES, seed=seed)
+        cell["sft_utility"] = float(np.mean(demo.utilities_of(parts.prompts, answers)))
+        sft.save_pretrained(folder)  # type: ignore[operator]
+        cell["sft_seconds"] = time.perf_counter() - began
+
+        def reward_model() -> Any:
+            torch.manual_seed(seed)  # the new head
+            return load_model(ModelConfig(path=folder), "reward_model", tokenizer)
+
+        recipes: list[tuple[str, str, Loss]] = [("bt", "reward_model", recipe("bt"))]
+        recipes += [
+            (f"mmpo_rm@{m:g}", "reward_model", recipe("mmpo_rm", gamma=m * world.gamma)) for m in multiples
+        ]
+        recipes += [("dpo", "policy", recipe("dpo", beta=demo.BETA))]
+        recipes += [
+            (f"mmpo@{m:g}", "policy", recipe("mmpo", beta=demo.BETA, gamma=m * world.gamma)) for m in multiples
+        ]
+        with_reference = parts.with_reference(sft, nll)
+        for name, kind, loss in recipes:
+            own = with_reference if kind == "policy" else parts
+            start = reward_model if kind == "reward_model" else lambda: copy.deepcopy(sft)
+            cell["runs"][name] = fit_and_judge(start, loss, own, kind, seed, EPOCHS[kind])
+    return cell | {"seconds": time.perf_counter() - began, "machine": machine()}

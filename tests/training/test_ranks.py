@@ -1,0 +1,140 @@
+"""Two processes (gloo) give what one gives; no rank is left waiting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_invariance
+import tiny
+import torch
+
+from marginkit.run import train
+
+GROUPS = tiny.world(train=10, dev=5, test=6)
+LAYOUT = ("train.prompts_per_step=4", "train.tokens_per_micro_batch=250", "train.num_train_epochs=1")
+
+
+def gradients(recipe: str, per: str, folder: str) -> dict[str, Any]:
+    """What a rank saw of three steps of 4, 4 and 1 prompts: gradients, losses, eval metrics, fillers of its own."""
+    family, options = test_invariance.RECIPES[recipe]
+    groups = test_invariance.groups_for(recipe, 9)
+    config = tiny.configured(recipe, *options, *LAYOUT)
+    trainer = tiny.trainer(tiny.model(family), config, groups, Path(folder), held=groups, per=per)
+    before = trainer.evaluate()
+    trainer.train()
+    rank, ranks = trainer.args.process_index, trainer.args.world_size
+    steps = list(trainer.plan.steps(0))
+    return {
+        "gradients": trainer.gradients,
+        "losses": trainer.losses,
+        "log": [
+            {name: value for name, value in entry.items() if isinstance(value, float)}
+            for entry in trainer.state.log_history
+        ],
+        "eval": {name: value for name, value in before.items() if "second" not in name and "time" not in name},
+        "ranks": ranks,
+        "real": [[micro.real for micro in step[rank]] for step in steps],
+    }
+
+
+@pytest.mark.parametrize(("recipe", "per"), [("mmpo", "pair"), ("bt", "prompt"), ("sft", "pair")])
+def test_two_ranks_give_the_gradients_and_losses_of_one(recipe: str, per: str, tmp_path: Path) -> None:
+    """DDP on 2 ranks == 1 process: gradients, losses, logged and eval metrics, with fillers in some steps."""
+    alone = gradients(recipe, per, str(tmp_path / "one"))
+    ranks = tiny.on_ranks(gradients, tmp_path / "ranks", recipe, per, str(tmp_path / "two"))
+    for rank in ranks:
+        assert "error" not in rank, rank
+    values = [rank["value"] for rank in ranks]
+    assert [value["ranks"] for value in values] == [2, 2]
+    assert [len(step) for step in values[0]["real"]] == [len(step) for step in values[1]["real"]]
+    assert any(not real for value in values for step in value["real"] for real in step), "a rank had a filler"
+    tolerance = test_invariance.GRADIENTS["reward_model" if recipe == "bt" else "policy"]
+    for value in values:
+        assert value["losses"] == pytest.approx(alone["losses"], abs=1e-6)
+        assert value["eval"] == pytest.approx(alone["eval"], abs=1e-6)
+        for left, right in zip(alone["gradients"], value["gradients"], strict=True):
+            assert tiny.worst_gradient(left, right) <= tolerance
+        assert len(value["losses"]) == 3
+    shared = ("rewards/margins", "rewards/accuracies", "target/gap", "logps/chosen", "nll/token")
+    for one, two in zip(alone["log"], values[0]["log"], strict=True):
+        for name in shared:
+            assert two.get(name) == pytest.approx(one.get(name), abs=1e-5, rel=1e-6), name
+
+
+def whole_run(recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """A run from groups to metrics, on this rank."""
+    run = train(recipe, overrides, train=GROUPS)
+    return {"metrics": None if run.metrics is None else json.dumps(run.metrics.to_json()), "run": str(run.path)}
+
+
+def test_a_whole_run_on_two_ranks_gives_what_one_gives(tmp_path: Path) -> None:
+    """Shared reference scoring, training, saving and judging: 2 ranks end, with the weights and metrics of 1."""
+    start = tiny.save(tmp_path / "start", "llama")
+    settings = [
+        f"model.path={start}",
+        f"store.path={tmp_path / 'store'}",
+        "target.gamma=0.5",
+        "reward.beta=0.2",
+        "train.learning_rate=0.01",
+        "train.optim=sgd",
+        "train.prompts_per_step=4",
+        "train.tokens_per_micro_batch=250",
+        "train.use_cpu=true",
+        "train.control=dpo",
+    ]
+    ranks = tiny.on_ranks(whole_run, tmp_path / "ranks", "mmpo", [*settings, f"out={tmp_path / 'two'}"])
+    for rank in ranks:
+        assert "error" not in rank, rank
+    # each of the two wrote its part of the reference scores into a file of its own
+    files = sorted((tmp_path / "store").glob("*/*.sqlite"))
+    counts = [rows_in(path) for path in files]
+    responses = sum(len(group.responses) for group in GROUPS)
+    assert sum(counts) == responses
+    assert sum(count > 0 for count in counts) == 2
+    alone = train("mmpo", [*settings, "store.use=false", f"out={tmp_path / 'one'}"], train=GROUPS)
+    one = torch_weights(tmp_path / "one")
+    two = torch_weights(tmp_path / "two")
+    worst = max(float((one[name] - two[name]).abs().max()) for name in one)
+    assert worst <= 2e-6, worst
+    theirs = json.loads(ranks[0]["value"]["metrics"])
+    ours = alone.metrics.to_json()
+    for name in ("accuracy", "nll", "brier"):
+        assert theirs[name]["value"] == pytest.approx(ours[name]["value"], abs=1e-6)
+    assert ranks[1]["value"]["metrics"] is None, "one rank judges"
+    assert (tmp_path / "two" / "control" / "metrics.json").is_file()
+
+
+def rows_in(path: Path) -> int:
+    """Scores in one file of a store."""
+    import sqlite3
+
+    with sqlite3.connect(path) as connection:
+        return int(connection.execute("SELECT COUNT(*) FROM scores").fetchone()[0])
+
+
+def torch_weights(out: Path) -> dict[str, torch.Tensor]:
+    """The weights of a trained model."""
+    from safetensors.torch import load_file
+
+    return load_file(out / "model" / "model.safetensors")
+
+
+def not_finite(folder: str) -> None:
+    """A step in which one pair of one rank has a NaN reference score."""
+    groups = test_invariance.groups_for("dpo", 8)
+    values = [list(group.ref_logp or ()) for group in groups]
+    values[3][0] = float("nan")
+    config = tiny.configured("dpo", "train.prompts_per_step=8", "train.tokens_per_micro_batch=250")
+    tiny.trainer(tiny.model("llama"), config, groups.with_ref_logp(values), Path(folder)).train()
+
+
+def test_a_non_finite_loss_stops_both_ranks_with_one_message(tmp_path: Path) -> None:
+    """No rank hangs: each raises RunFailed and names the same group."""
+    ranks = tiny.on_ranks(not_finite, tmp_path / "ranks", str(tmp_path / "out"), timeout=60)
+    errors = [rank["error"] for rank in ranks]
+    assert errors[0] == errors[1]
+    assert "RunFailed: step 1: a loss is not finite" in errors[0]
+    assert "train-3 (loss nan)" in errors[0]
