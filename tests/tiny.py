@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -324,8 +325,9 @@ def on_ranks(job: Callable[..., Any], folder: Path, *args: Any, ranks: int = 2, 
         port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     processes = [start(_rank, job, args, rank, ranks, port, folder) for rank in range(ranks)]
+    end = time.monotonic() + timeout
     for process in processes:
-        process.join(timeout)
+        process.join(max(0.1, end - time.monotonic()))
     stuck = [process for process in processes if process.is_alive()]
     for process in stuck:
         kill(process)
@@ -343,6 +345,7 @@ def _rank(job: Callable[..., Any], args: tuple[Any, ...], rank: int, ranks: int,
         MASTER_PORT=str(port),
         ACCELERATE_USE_CPU="true",
         GLOO_SOCKET_IFNAME="lo",
+        OMP_NUM_THREADS="1",
     )
     import torch.distributed as dist
 

@@ -155,14 +155,20 @@ def check_evidence(groups: Groups, config: RunConfig) -> None:
     """
     name, options = resolve_options(config.spec, "target", config.target)
     needs = load_function(name).part.needs if name else frozenset()
-    found = [(pair_evidence(group, pair), _has_grades(group, pair)) for group in groups for pair in group.pairs]
-    native = sum(item.prob is not None or item.target_gap is not None for item, _ in found)
-    ties = sum(item.tie and item.prob is None and item.target_gap is None for item, _ in found)
-    graded = sum(
-        item.prob is None and item.target_gap is None and not item.tie and item.grade_gap is not None
-        for item, _ in found
-    )
-    bare, total = len(found) - native - ties - graded, len(found)
+    native = ties = graded = bare = ungraded = 0
+    for group in groups:
+        for pair in group.pairs:
+            found = pair_evidence(group, pair)
+            if found.prob is not None or found.target_gap is not None:
+                native += 1
+            elif found.tie:
+                ties += 1
+            elif found.grade_gap is not None:
+                graded += 1
+            else:
+                bare += 1
+            ungraded += not found.tie and not _has_grades(group, pair)
+    total = native + ties + graded + bare
     gamma = options.get("gamma")
     if "utility_gap" in needs and bare:
         hard = "bt" if config.kind == "reward_model" else "dpo"
@@ -183,10 +189,9 @@ def check_evidence(groups: Groups, config: RunConfig) -> None:
             f"target.gamma={gamma:g}: every pair already has a probability or a gap in logits, which needs no gamma; "
             "leave target.gamma out"
         )
-    missing = sum(not item.tie and not has_grades for item, has_grades in found)
-    if "grade_gap" in needs and missing:
+    if "grade_gap" in needs and ungraded:
         raise BadInput(
-            f"recipe {config.recipe} needs a grade gap, but {missing} of {total} pairs have neither two grades nor a "
+            f"recipe {config.recipe} needs a grade gap, but {ungraded} of {total} pairs have neither two grades nor a "
             "strength; add score_chosen and score_rejected, or margin"
         )
 

@@ -32,9 +32,9 @@ from marginkit.models.loading import (
 from marginkit.models.scorer import probe
 from marginkit.preparing import Splits, prepare, ready
 from marginkit.progress import progress
-from marginkit.records import Estimate, Groups, Scores, content_text
+from marginkit.records import Estimate, Groups, Scores, content_text, write_groups
 from marginkit.registry import Kind, build_loss
-from marginkit.rundir import last_checkpoint, open_run, write_manifest, write_whole
+from marginkit.rundir import last_checkpoint, open_run, run_folder, write_manifest, write_whole
 from marginkit.scoring import Precision, describe_settings, reference_logps, reference_settings, score_tables
 from marginkit.store import ScoreStore, folder_fingerprint
 
@@ -106,10 +106,14 @@ def train(
     state = PartialState(cpu=config.train.use_cpu)
     if config.out is None and state.num_processes > 1:
         raise BadInput("out is missing: with several processes, name the run directory, e.g. out=runs/mmpo-a")
+    out = run_folder(config)
+    if train is not None:
+        config = config.with_(data=config.data.model_copy(update={"train": (str(out / "groups.jsonl"),)}))
     if state.is_main_process:
-        out = open_run(config)
+        open_run(config.with_(out=str(out)))
+        if train is not None:
+            write_groups(train, out / "groups.jsonl")  # so that the configuration is enough to repeat the run
     state.wait_for_everyone()
-    out = out if state.is_main_process else Path(str(config.out))
     start = starting_model(config, splits, out, state)
     run = fit(config, splits, out, start, state)
     if config.train.control is None:
@@ -291,11 +295,12 @@ def join_reference(
     encoded: Mapping[str, EncodedGroups],
     out: Path,
     precision: Precision,
-    state: PartialState,
+    state: PartialState | None,
 ) -> tuple[dict[str, EncodedGroups], dict[str, Any]]:
     """Join reference log-probabilities from the store into the encoded groups, computing what is missing.
 
     The reference is `model.reference`, else the model before training: `model` if it is at hand in that state.
+    With `state` every rank takes part and computes its share; None: this process does it alone.
     """
     holder = (
         start.model_copy(update={"path": config.model.reference, "lora": None}) if config.model.reference else start
@@ -321,11 +326,12 @@ def join_reference(
         for name, groups in encoded.items():
             rows = sum(groups.shapes()[0])
             with progress(rows, f"reference {name}") as bar:
-                share = (state.process_index, state.num_processes)
+                share = (0, 1) if state is None else (state.process_index, state.num_processes)
                 tokens = config.train.tokens_per_micro_batch
                 make = {"pad_id": tokenizer.pad_token_id, "tokens": tokens, "precision": precision}
                 found = reference_logps(load, groups, store, **make, share=share, progress=bar)
                 if found is None:
+                    assert state is not None, "a share was computed, so there are other ranks"
                     state.wait_for_everyone()
                     with ScoreStore(folder, fingerprint, settings) as everyone:
                         found = reference_logps(load, groups, everyone, **make)
@@ -365,7 +371,8 @@ def score(
         if not len(groups):
             raise BadInput("no pairs to score: the groups have no pairs and no grades to make them from")
     tokenizer = load_tokenizer(str(model_config.tokenizer or model_config.path), revision=model_config.revision)
-    prepare_padding(tokenizer, config.kind)
+    if tokenizer.pad_token_id is None:  # where there is one, the model reads its reward as it was trained to
+        prepare_padding(tokenizer, config.kind)
     model = load_model(model_config, config.kind, tokenizer, trainable=False)
     state = PartialState(cpu=config.train.use_cpu)
     precision = choose_precision(config, state)
@@ -379,8 +386,8 @@ def score(
         raise BadInput("every group is longer than max_length; raise encoding.max_length")
     loss = build_loss(config.spec, config.options())
     if "ref_logp" in loss.reward.part.needs:
-        alone = PartialState(cpu=config.train.use_cpu)
-        encoded, _ = join_reference(config, start, None, tokenizer, encoded, folder, precision, alone)
+        # the other ranks of a run wait meanwhile: they must not be asked for a share
+        encoded, _ = join_reference(config, start, None, tokenizer, encoded, folder, precision, None)
     rows = sum(encoded["score"].shapes()[0])
     with progress(rows, "score responses") as bar:
         return score_tables(

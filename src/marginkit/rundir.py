@@ -35,13 +35,14 @@ def open_run(config: RunConfig) -> Path:
     Raises:
         BadInput: the directory holds another run, a finished one, or something else.
     """
-    out = Path(config.out) if config.out is not None else _next_free(config.recipe)
+    out = run_folder(config)
     held = out / "config.yaml"
     if held.is_file():
         difference = _first_difference(resolve(held), config)
         if difference:
             raise BadInput(f"out={out}: holds another run ({difference}); choose another folder")
-        if (out / "metrics.json").is_file():
+        whole = [out] if config.train.control is None else [out, out / "control"]
+        if all((part / "metrics.json").is_file() for part in whole):
             raise BadInput(f"out={out}: this run is finished; choose another folder, or remove it to run it again")
     elif out.exists() and any(out.iterdir()):
         raise BadInput(f"out={out}: not empty, and not a run; choose another folder")
@@ -51,9 +52,12 @@ def open_run(config: RunConfig) -> Path:
     return out
 
 
-def _next_free(recipe: str) -> Path:
+def run_folder(config: RunConfig) -> Path:
+    """The run's directory: `out`, else the first free `runs/RECIPE-N`."""
+    if config.out is not None:
+        return Path(config.out)
     number = 1
-    while (folder := Path("runs") / f"{recipe}-{number}").exists():
+    while (folder := Path("runs") / f"{config.recipe}-{number}").exists():
         number += 1
     return folder
 

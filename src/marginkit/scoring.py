@@ -19,7 +19,7 @@ from marginkit.data.encoding import EncodedGroup, EncodedGroups
 from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput, RunFailed
 from marginkit.models.loading import core_of
-from marginkit.models.packing import Batch, labels_of, number_dtype, padded_batch
+from marginkit.models.packing import LABEL_COLUMNS, Batch, labels_of, number_dtype, padded_batch
 from marginkit.models.scorer import score
 from marginkit.records import PAIRS_SCHEMA, RESPONSES_SCHEMA, Groups, Scores
 from marginkit.store import ScoreStore
@@ -52,9 +52,10 @@ def score_batches(
     model: nn.Module, groups: Sequence[EncodedGroup], *, pad_id: int, tokens: int, precision: Precision
 ) -> Iterator[tuple[tuple[int, ...], SequenceScores]]:
     """Score groups batch by batch, shortest first; yields group indices and the scores of their responses."""
+    shapes = [(len(group.response_ids), group.length) for group in groups]
     plan = BatchPlan(
-        rows=[len(group.response_ids) for group in groups],
-        lengths=[group.length for group in groups],
+        rows=[rows for rows, _ in shapes],
+        lengths=[length for _, length in shapes],
         prompts_per_step=1,
         tokens_per_micro_batch=tokens,
     )
@@ -129,14 +130,9 @@ def reference_logps(
     todo = [i for i, group in enumerate(known) if any(value is None for value in group)]
     if progress is not None:
         progress(sum(value is not None for value in flat))
-    mine = todo[share[0] :: share[1]]
-    if mine:
+    wanted = _Missing(encoded, todo[share[0] :: share[1]], known)
+    if len(wanted):
         model = model if isinstance(model, nn.Module) else model()
-        wanted: list[EncodedGroup] = []
-        for index in mine:
-            group: EncodedGroup = encoded[index]
-            missing = [ids for ids, value in zip(group.response_ids, known[index], strict=True) if value is None]
-            wanted.append(_responses_only(group, missing))
         for indices, scores in score_batches(model, wanted, pad_id=pad_id, tokens=tokens, precision=precision):
             assert scores.logp is not None
             logps = iter(scores.logp.tolist())
@@ -162,21 +158,22 @@ def _present(value: float | None) -> float:
     return value
 
 
-def _responses_only(group: EncodedGroup, responses: list[list[int]]) -> EncodedGroup:
-    return replace(
-        group,
-        response_ids=responses,
-        grade=[float("nan")] * len(responses),
-        utility=[float("nan")] * len(responses),
-        chosen=[],
-        rejected=[],
-        prob=[],
-        target_gap=[],
-        strength=[],
-        weight=[],
-        tie=[],
-        ref_logp=None,
-    )
+class _Missing(Sequence[EncodedGroup]):
+    """The groups that lack a score, each with only the responses that do; made when they are asked for."""
+
+    def __init__(self, groups: EncodedGroups, rows: Sequence[int], known: Sequence[Sequence[float | None]]) -> None:
+        self.groups, self.rows, self.known = groups, rows, known
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.rows[index]
+        group: EncodedGroup = self.groups[row]
+        missing = [ids for ids, value in zip(group.response_ids, self.known[row], strict=True) if value is None]
+        absent = [float("nan")] * len(missing)
+        bare: dict[str, Any] = {name: [] for name in ("chosen", "rejected", "tie", *LABEL_COLUMNS)}
+        return replace(group, response_ids=missing, grade=absent, utility=absent, ref_logp=None, **bare)
 
 
 def score_tables(
@@ -205,20 +202,20 @@ def score_tables(
     Raises:
         RunFailed: a reward is not finite.
     """
-    held = list(encoded)
     found: dict[int, tuple[SequenceScores, list[float]]] = {}
-    for indices, scores in score_batches(model, held, pad_id=pad_id, tokens=tokens, precision=precision):
+    for indices, scores in score_batches(model, encoded, pad_id=pad_id, tokens=tokens, precision=precision):
         first = 0
         for index in indices:
-            count = len(held[index].response_ids)
-            own = _slice(scores, first, first + count, held[index].ref_logp)
+            item = encoded[index]
+            count = len(item.response_ids)
+            own = _slice(scores, first, first + count, item.ref_logp)
             found[index] = (own, loss.reward(own, **loss.reward_options).value.tolist())
             first += count
         if progress is not None:
             progress(first)
     responses: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
-    for index, item in enumerate(held):
+    for index, item in enumerate(encoded):
         own, rewards = found[index]
         response_rows, pair_rows = _group_rows(groups[item.row], item, own, rewards, loss)
         responses += response_rows

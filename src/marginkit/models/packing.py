@@ -64,10 +64,15 @@ def padded_batch(groups: Sequence[EncodedGroup], *, pad_id: int, dtype: torch.dt
         "predict_at": torch.cat(predict_at),
         "predict": torch.cat(predict),
         "owner": torch.repeat_interleave(torch.arange(len(rows)), length),
-        "read_at": torch.tensor([number * width + len(ids) - 1 for number, ids in enumerate(rows)]),
+        "read_at": torch.tensor([number * width + _last(ids, pad_id) for number, ids in enumerate(rows)]),
         "length": length.to(dtype),
     }
     return batch | _pair_columns(groups, dtype)
+
+
+def _last(ids: Sequence[int], pad_id: int) -> int:
+    """Where transformers reads a reward: the last token that is not padding (an end token, if padding is another)."""
+    return next((at for at in range(len(ids) - 1, 0, -1) if ids[at] != pad_id), 0)
 
 
 def _pair_columns(groups: Sequence[EncodedGroup], dtype: torch.dtype) -> Batch:
