@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-FRESH = ["model.path=fresh", "model.fresh.max_length=2048"]
+FRESH = ["model.path=fresh", "model.fresh.max_length=4096"]
 REWARD_MODEL = [*FRESH, "train.learning_rate=5e-4", "train.num_train_epochs=3", "train.save_strategy=no"]
 POLICY = ["reward.beta=0.1", "train.learning_rate=2e-4", "train.num_train_epochs=2", "train.save_strategy=no"]
 MEASURES = ("accuracy", "length_baseline", "nll", "brier", "ece", "ece_floor", "prob_error_label", "nll_per_token")
@@ -30,7 +30,12 @@ CASES: list[tuple[str, str, str, list[str]]] = [
     ("convincing mmpo_rm", "mmpo_rm", "ukpconvarg_pairs", REWARD_MODEL),
     ("feedbackqa bt", "bt", "feedbackqa_human_graded", REWARD_MODEL),
     ("feedbackqa mmpo_rm", "mmpo_rm", "feedbackqa_human_graded", [*REWARD_MODEL, "target.gamma=0.82"]),
-    ("sft", "sft", "sft_permissive", [*FRESH, "train.learning_rate=1e-3", "train.save_strategy=no"]),
+    (
+        "sft",
+        "sft",
+        "sft_permissive",
+        [*FRESH, "train.learning_rate=1e-3", "train.num_train_epochs=3", "train.save_strategy=no"],
+    ),
     ("arena mmpo, control dpo", "mmpo", "arenabench_graded", [*POLICY, "target.gamma=0.55", "train.control=dpo"]),
 ]
 

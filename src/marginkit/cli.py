@@ -60,14 +60,16 @@ def check(
             columns=_assignments(column),
             ties=ties,  # type: ignore[arg-type] # checked there, with a message
             contradiction=contradiction,  # type: ignore[arg-type]
+            contradiction_limit=1.0,  # all of them are shown; training stops above 5%
             strict=strict,
             limit=limit,
             progress=bar.to,
         )
     summary = summarise(groups)
+    refused = not len(groups) or found.dropped.get("contradiction", 0) > 0.05 * found.read
     if as_json:
         _print_json(found.to_json() | {"summary": summary})
-        return
+        raise typer.Exit(2 if refused else 0)
     rows = [("read", str(found.read)), ("kept", str(found.kept))]
     rows += [(f"dropped: {reason}", str(count)) for reason, count in found.dropped.items()]
     rows += [(f"kept, but: {reason}", str(count)) for reason, count in found.warned.items()]
@@ -79,6 +81,9 @@ def check(
         _print(str(item))
     if len(found.items) > 10:
         _print(f"... and {len(found.items) - 10} more; --json lists them")
+    if refused:
+        why = "more than 5% of the rows contradict their label" if len(groups) else "no row is left"
+        raise BadInput(f"{found.file}: training would refuse it: {why}; see --contradiction, or correct the rows")
 
 
 @app.command(
