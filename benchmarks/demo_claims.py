@@ -1,7 +1,8 @@
 """Does margin matching keep its promise in the built-in world? Seeds x qualities x model sizes x a sweep of gamma.
 
-    python benchmarks/demo_claims.py --processes 2 --out build/demo_claims.jsonl      # resumable: finished cells are skipped
-    python benchmarks/demo_claims.py --report build/demo_claims.jsonl                 # the tables for docs/log.md
+    python benchmarks/demo_claims.py --processes 2 --out build/demo_claims.jsonl   # resumable: skips finished cells
+    python benchmarks/demo_claims.py --report build/demo_claims.jsonl              # the tables for docs/log.md
+    python benchmarks/demo_claims.py --limits                                      # what the labels themselves allow
 
 One cell is a world (quality, seed) and a model size. In it a policy is trained by SFT, and from it reward models by BT
 and by MMPO, policies by DPO and by MMPO, MMPO once for each multiple of the world's true gamma. All trainings of a cell
@@ -19,11 +20,13 @@ import argparse
 import copy
 import json
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +40,29 @@ from marginkit.config import FreshModel, ModelConfig
 from marginkit.core.loss import Loss
 from marginkit.data.encoding import EncodedGroup, Encoder
 from marginkit.data.pairing import make_pairs
-from marginkit.evaluation.bootstrap import estimate_mean
 from marginkit.evaluation.calibration import expected_calibration_error, sigmoid
 from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model
 from marginkit.models.packing import labels_of, padded_batch
 from marginkit.models.scorer import score
-from marginkit.records import Groups
+from marginkit.records import Group
 from marginkit.registry import recipe
-from marginkit.world import QUALITIES, World, make_world
+from marginkit.world import (
+    QUALITIES,
+    World,
+    grade_gap_distribution,
+    graded_group,
+    make_world,
+    preference_prob,
+    true_gamma,
+    write_prompt,
+)
 
 MULTIPLES = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-SIZES = {"small": 32, "medium": 64, "large": 96}  # hidden size of the two layers
-PROMPTS, DEMONSTRATIONS, DEV, TEST = 240, 2400, 80, 150
-EPOCHS = {"reward_model": 16, "policy": 16}  # the demo's settings were chosen at far fewer
+PROMPTS, DEMONSTRATIONS, DEV, TEST = 120, 2400, 60, 150
+EPOCHS = {"reward_model": 8, "policy": 8}  # the demo trains 3
 SAMPLES = 2  # answers drawn for each test prompt
 TOKENS = 16384  # padded tokens of one forward pass
-EPOCHS_SFT = 12
+EPOCHS_SFT = 8
 
 
 # -- # One training, without the trainer
@@ -91,7 +101,7 @@ def train_steps(
             value = 0.0
             for batch, (share, _) in zip(batches, parts, strict=True):
                 part = _step_loss(loss, model, batch, share) / units
-                part.backward()  # type: ignore[no-untyped-call]
+                part.backward()
                 value += float(part.detach())
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -156,8 +166,6 @@ class Parts:
 
     def with_reference(self, model: Any, loss: Loss) -> Parts:
         """The same with reference log-probabilities under `model`."""
-        from dataclasses import replace
-
         pad_id = self.tokenizer.pad_token_id
 
         def joined(groups: list[EncodedGroup]) -> list[EncodedGroup]:
@@ -182,18 +190,15 @@ def encode_world(world: World, tokenizer: Any) -> tuple[Parts, list[EncodedGroup
     """The graded splits with all pairs, and the demonstrations."""
     encoder = Encoder(tokenizer, max_length=demo.MAX_LENGTH)
     paired = make_pairs(world.graded, "all")
-    split = {
-        name: paired.filter(lambda group, name=name: group.split == name, reason="other split")  # type: ignore[misc]
-        for name in ("train", "dev", "test")
-    }
-    tokens = {name: list(encoder.encode(groups)[0]) for name, groups in split.items()}
-    prompts = [str(group.prompt) for group in split["test"]]
+    held: dict[str, list[Group]] = {"train": [], "dev": [], "test": []}
+    for group in paired:
+        held[str(group.split)].append(group)
+    tokens = {name: list(encoder.encode(groups)[0]) for name, groups in held.items()}
+    prompts = [str(group.prompt) for group in held["test"]]
     return Parts(**tokens, prompts=prompts, tokenizer=tokenizer), list(encoder.encode(world.demonstrations)[0])
 
 
-def judge(
-    model: Any, loss: Loss, parts: Parts, kind: str, seed: int
-) -> dict[str, float]:
+def judge(model: Any, loss: Loss, parts: Parts, kind: str, seed: int) -> dict[str, float]:
     """What the known truth says of a model."""
     gap = gaps_of(model, loss, parts.test, parts.tokenizer.pad_token_id)
     known = np.array([value for group in parts.test for value in group.prob])
@@ -247,13 +252,11 @@ def run_cell(quality: str, seed: int, size: str, multiples: Sequence[float] = MU
     """Every training of one cell."""
     torch.set_num_threads(1)
     began = time.perf_counter()
-    world = make_world(
-        quality, prompts=PROMPTS, demonstrations=DEMONSTRATIONS, dev=DEV, test=TEST, seed=10_000 + seed
-    )
+    world = make_world(quality, prompts=PROMPTS, demonstrations=DEMONSTRATIONS, dev=DEV, test=TEST, seed=10_000 + seed)
     texts = (text for group in world.demonstrations for text in (str(group.prompt), group.responses[0].text))
     tokenizer = fresh_tokenizer(texts, demo.VOCABULARY)
     parts, demonstrations = encode_world(world, tokenizer)
-    fresh = FreshModel(layers=demo.LAYERS, hidden=SIZES[size], vocab=demo.VOCABULARY, max_length=demo.MAX_LENGTH)
+    fresh = FreshModel(layers=demo.LAYERS, hidden=demo.SIZES[size], vocab=demo.VOCABULARY, max_length=demo.MAX_LENGTH)
     cell: dict[str, Any] = {"quality": quality, "seed": seed, "size": size, "gamma": world.gamma, "runs": {}}
     with tempfile.TemporaryDirectory() as folder:
         sft = fresh_model(fresh, "sft", tokenizer, seed=seed)
@@ -273,16 +276,161 @@ def run_cell(quality: str, seed: int, size: str, multiples: Sequence[float] = MU
             return load_model(ModelConfig(path=folder), "reward_model", tokenizer)
 
         recipes: list[tuple[str, str, Loss]] = [("bt", "reward_model", recipe("bt"))]
-        recipes += [
-            (f"mmpo_rm@{m:g}", "reward_model", recipe("mmpo_rm", gamma=m * world.gamma)) for m in multiples
-        ]
+        recipes += [(f"mmpo_rm@{m:g}", "reward_model", recipe("mmpo_rm", gamma=m * world.gamma)) for m in multiples]
         recipes += [("dpo", "policy", recipe("dpo", beta=demo.BETA))]
-        recipes += [
-            (f"mmpo@{m:g}", "policy", recipe("mmpo", beta=demo.BETA, gamma=m * world.gamma)) for m in multiples
-        ]
+        recipes += [(f"mmpo@{m:g}", "policy", recipe("mmpo", beta=demo.BETA, gamma=m * world.gamma)) for m in multiples]
         with_reference = parts.with_reference(sft, nll)
         for name, kind, loss in recipes:
             own = with_reference if kind == "policy" else parts
             start = reward_model if kind == "reward_model" else lambda: copy.deepcopy(sft)
             cell["runs"][name] = fit_and_judge(start, loss, own, kind, seed, EPOCHS[kind])
     return cell | {"seconds": time.perf_counter() - began, "machine": machine()}
+
+
+def machine() -> str:
+    """What it ran on, in a few words."""
+    return f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}"
+
+
+# -- # All cells
+
+
+def sweep(cells: Sequence[tuple[str, int, str]], out: Path, processes: int) -> None:
+    """Run the cells that `out` does not hold yet; one line is added as each is done."""
+    done = {(cell["quality"], cell["seed"], cell["size"]) for cell in read_cells(out)}
+    todo = [cell for cell in cells if cell not in done]
+    print(f"{len(cells)} cells, {len(cells) - len(todo)} done before, {len(todo)} to run", file=sys.stderr)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+        futures = {pool.submit(run_cell, *cell): cell for cell in todo}
+        for number, future in enumerate(as_completed(futures), 1):
+            with out.open("a", encoding="utf-8") as sink:
+                sink.write(json.dumps(future.result()) + "\n")
+            seconds = future.result()["seconds"]
+            print(f"{number}/{len(todo)} {futures[future]} {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """The finished cells; a last line that was cut short is passed over."""
+    if not path.is_file():
+        return []
+    cells = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            cells.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return cells
+
+
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""97.5% quantile of Student's t by degrees of freedom."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and half the width of its 95% interval (Student's t)."""
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    return float(x.mean()), float(T_975.get(len(x) - 1, 1.96) * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+MEASURES = {"prob_error": "|P - known P|", "nll": "NLL", "ece": "ECE", "accuracy": "accuracy", "utility": "utility"}
+KINDS = {"reward model": ("bt", "mmpo_rm"), "policy": ("dpo", "mmpo")}
+
+
+def report(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: by kind, stop, quality and size the control's means and MMPO - control by gamma, paired by seed."""
+    lines: list[str] = []
+    order = [(q, s) for q in QUALITIES for s in demo.SIZES]
+    for kind, (control, ours) in KINDS.items():
+        for stop in ("early", "long"):
+            measures = [name for name in MEASURES if name != "utility" or kind == "policy"]
+            lines += ["", f"**{kind}, {stop}**: {control} (mean), then {ours} - {control} by multiple of gamma", ""]
+            lines += ["| quality | size | n | model | " + " | ".join(MEASURES[name] for name in measures) + " |"]
+            lines += ["|" + " --- |" * (4 + len(measures))]
+            for quality, size in order:
+                held = [cell for cell in cells if (cell["quality"], cell["size"]) == (quality, size)]
+                if not held:
+                    continue
+                for name in [run for run in held[0]["runs"] if run == control or run.partition("@")[0] == ours]:
+                    row = []
+                    for measure in measures:
+                        base = [cell["runs"][control][stop][measure] for cell in held]
+                        if name == control:
+                            row.append("{:.3f} ± {:.3f}".format(*interval(base)))
+                            continue
+                        values = [cell["runs"][name][stop][measure] for cell in held]
+                        mean, half = interval([a - b for a, b in zip(values, base, strict=True)])
+                        good = 1 if measure in ("accuracy", "utility") else -1
+                        mark = " **better**" if good * mean - half > 0 else " *worse*" if good * mean + half < 0 else ""
+                        row.append(f"{mean:+.3f} ± {half:.3f}{mark}")
+                    label = name if name == control else f"x {name.partition('@')[2]}"
+                    lines.append(f"| {quality} | {size} | {len(held)} | {label} | " + " | ".join(row) + " |")
+    machines = ", ".join(sorted({str(cell["machine"]) for cell in cells}))
+    hours = sum(cell["seconds"] for cell in cells) / 3600
+    lines += ["", f"{len(cells)} cells, {hours:.1f} process hours, {machines}; ± is the 95% t interval over seeds."]
+    return "\n".join(lines)
+
+
+def limits(groups: int = 400) -> str:
+    """Markdown: the mean |P - known P| of a perfect learner with endless data, by method and gamma.
+
+    For each pair such a learner says P(grade order says so | not a tie) with hard labels, and the mean of
+    sigmoid(gamma * grade gap) over the raters' noise with MMPO: the best that these labels allow.
+    """
+    lines = ["| quality | gamma | hard labels | " + " | ".join(f"x {m:g}" for m in MULTIPLES) + " |"]
+    lines += ["|" + " --- |" * (3 + len(MULTIPLES))]
+    for name, quality in QUALITIES.items():
+        rng = np.random.default_rng(7)
+        chances, known = [], []
+        for number in range(groups):
+            group = graded_group(rng, write_prompt(rng), quality, 4, name=str(number), split="test")
+            utility = [float(response.utility or 0.0) for response in group.responses]
+            for pair in group.pairs:
+                if not pair.tie:
+                    chances.append(grade_gap_distribution(utility[pair.chosen], utility[pair.rejected], quality)[1])
+                    known.append(float(pair.prob or 0.0))
+        chance, truth = np.array(chances), np.array(known)
+        gaps = grade_gap_distribution(0.0, 0.0, quality)[0]
+        hard = chance[:, gaps > 0].sum(1) / (1 - chance[:, gaps == 0].sum(1))
+        soft = [chance @ preference_prob(m * true_gamma(name) * gaps, 0.0) for m in MULTIPLES]
+        errors = [f"{np.abs(found - truth).mean():.3f}" for found in (hard, *soft)]
+        lines.append(f"| {name} | {true_gamma(name):.3f} | " + " | ".join(errors) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse arguments and do one of the three."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--qualities", nargs="+", default=list(QUALITIES), choices=list(QUALITIES))
+    parser.add_argument("--sizes", nargs="+", default=list(demo.SIZES), choices=list(demo.SIZES))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("build/demo_claims.jsonl"))
+    parser.add_argument("--report", type=Path, help="print the tables of a finished sweep")
+    parser.add_argument("--limits", action="store_true", help="print what the labels themselves allow")
+    given = parser.parse_args()
+    if given.limits:
+        print(limits())
+        return
+    if given.report is None:
+        seeds = range(given.first_seed, given.first_seed + given.seeds)
+        sweep(
+            [(q, seed, size) for seed in seeds for q in given.qualities for size in given.sizes],
+            given.out,
+            given.processes,
+        )
+    print(report(read_cells(given.report or given.out)))
+
+
+if __name__ == "__main__":
+    main()

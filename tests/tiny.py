@@ -47,7 +47,10 @@ from marginkit.scoring import Precision, score_batches
 from marginkit.training import MarginTrainer, training_arguments
 
 VOCAB = 304
-WORDS = "the a red green blue small old river stone bird sings over under hill house tree apple runs slow fast".split()
+WORDS = (
+    *("the", "a", "red", "green", "blue", "small", "old", "river", "stone", "bird"),
+    *("sings", "over", "under", "hill", "house", "tree", "apple", "runs", "slow", "fast"),
+)
 CPU = Precision(torch.device("cpu"))
 
 # ------------------------------------------------------------------------------------------------------ tokenizers
@@ -122,6 +125,17 @@ def model(family: str, *, seed: int = 0, spread: float = 0.1, **changes: Any) ->
             elif "bias" in name:
                 weight.normal_(0.0, 0.1)
     return built.eval()
+
+
+def save_without_pad(folder: Path) -> str:
+    """A causal model whose tokenizer knows no padding token, as the well-known base models are."""
+    own = tokenizer(encoder=True)
+    own.eos_token, own.pad_token = "[SEP]", None
+    base = model("llama", vocab_size=len(own))
+    base.config.pad_token_id = None
+    base.save_pretrained(folder)
+    own.save_pretrained(folder)
+    return str(folder)
 
 
 def save(folder: Path, family: str, *, seed: int = 0, chat_template: str | None = None, **changes: Any) -> str:

@@ -33,8 +33,8 @@ from marginkit.models.scorer import probe
 from marginkit.preparing import Splits, prepare, ready
 from marginkit.progress import progress
 from marginkit.records import Estimate, Groups, Scores, content_text, write_groups
-from marginkit.registry import Kind, build_loss
-from marginkit.rundir import last_checkpoint, open_run, run_folder, write_manifest, write_whole
+from marginkit.registry import Kind, build_loss, load_recipe, resolve_options
+from marginkit.rundir import check_data, last_checkpoint, open_run, run_folder, write_manifest, write_whole
 from marginkit.scoring import Precision, describe_settings, reference_logps, reference_settings, score_tables
 from marginkit.store import ScoreStore, folder_fingerprint
 
@@ -111,6 +111,7 @@ def train(
         config = config.with_(data=config.data.model_copy(update={"train": (str(out / "groups.jsonl"),)}))
     if state.is_main_process:
         open_run(config.with_(out=str(out)))
+        check_data(out, splits)
         if train is not None:
             write_groups(train, out / "groups.jsonl")  # so that the configuration is enough to repeat the run
     state.wait_for_everyone()
@@ -120,6 +121,7 @@ def train(
         return run
     twin = config.with_(
         recipe=config.train.control,
+        reward=_reward_of_control(config, config.train.control),
         target={},
         objective={},
         train=config.train.model_copy(update={"control": None}),
@@ -135,6 +137,14 @@ def train(
     if run.metrics is not None:
         differences = compare(out / "tables", control_out / "tables")
     return Run(out, config, run.checkpoint, run.metrics, control, differences, run.seconds + control.seconds)
+
+
+def _reward_of_control(config: RunConfig, control: str) -> dict[str, Any]:
+    """The run's own reward options for its twin, its recipe's defaults included: another beta is another comparison."""
+    if "function" in config.reward:
+        return config.reward
+    _, options = resolve_options(config.spec, "reward", config.reward)
+    return {name: value for name, value in options.items() if name in load_recipe(control).reward.options}
 
 
 def check_model(config: RunConfig) -> None:

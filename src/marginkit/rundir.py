@@ -52,6 +52,24 @@ def open_run(config: RunConfig) -> Path:
     return out
 
 
+def check_data(out: Path, splits: Splits) -> None:
+    """Refuse to go on with a run whose data has changed since it was interrupted.
+
+    Raises:
+        BadInput: which split is not what the run's manifest says.
+    """
+    manifest = out / "manifest.json"
+    if not manifest.is_file():
+        return
+    before = json.loads(manifest.read_text(encoding="utf-8"))["data"]["splits"]
+    now = {name: part.fingerprint() for name, part in splits.parts().items()}
+    for name in sorted({*before, *now}):
+        if before.get(name, {}).get("fingerprint") != now.get(name):
+            raise BadInput(
+                f"out={out}: holds another run (the data of split {name} has changed); choose another folder"
+            )
+
+
 def run_folder(config: RunConfig) -> Path:
     """The run's directory: `out`, else the first free `runs/RECIPE-N`."""
     if config.out is not None:
@@ -64,7 +82,7 @@ def run_folder(config: RunConfig) -> Path:
 
 def _first_difference(before: RunConfig, now: RunConfig) -> str:
     def flat(value: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(value, dict) or not value:
+        if not isinstance(value, dict):
             return {prefix: value}
         return {key: leaf for name, sub in value.items() for key, leaf in flat(sub, f"{prefix}.{name}").items()}
 

@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -91,14 +91,19 @@ class ScoreStore:
         return score_key(self.settings_id, prompt_ids, response_ids)
 
     def get(self, keys: Sequence[bytes]) -> list[float | None]:
-        """The kept values, None where there is none."""
+        """The kept values, None where there is none; another writer's broken file is read as far as it goes.
+
+        Raises:
+            RunFailed: the file of this writer cannot be read.
+        """
         found: dict[bytes, float] = {}
         for reader in self._readers:
             missing = list({key for key in keys if key not in found})
             for start in range(0, len(missing), 500):
                 some = missing[start : start + 500]
                 marks = ",".join("?" * len(some))
-                found.update(reader.execute(f"SELECT key, value FROM scores WHERE key IN ({marks})", some))
+                with self._spared(reader):
+                    found.update(reader.execute(f"SELECT key, value FROM scores WHERE key IN ({marks})", some))
         return [found.get(key) for key in keys]
 
     def add(self, rows: Iterable[tuple[bytes, float]]) -> None:
@@ -123,9 +128,18 @@ class ScoreStore:
                 "SELECT json, COUNT(*) FROM scores JOIN settings ON settings.id = scores.settings "
                 "WHERE settings != ? GROUP BY json"
             )
-            for text, count in reader.execute(query, (self.settings_id,)):
-                counts[text] = counts.get(text, 0) + count
+            with self._spared(reader):
+                for text, count in reader.execute(query, (self.settings_id,)).fetchall():
+                    counts[text] = counts.get(text, 0) + count
         return [(count, json.loads(text)) for text, count in sorted(counts.items())]
+
+    @contextlib.contextmanager
+    def _spared(self, reader: sqlite3.Connection) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if reader is self._writer:
+                raise RunFailed(f"score store {self._path}: {error}; choose another with store.path=FOLDER") from None
 
     def close(self) -> None:
         """Fold the journal into the file and let the next writer have it."""
@@ -198,11 +212,15 @@ def file_fingerprint(path: Path, memory: Path | None = None) -> str:
 
 
 def folder_fingerprint(folder: str | Path, memory: Path | None = None) -> str:
-    """Sixteen hex digits of a saved model: its weights, adapter and configuration."""
+    """Sixteen hex digits of a saved model: its weights and configuration; for an adapter those of its base as well."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
         if path.name in ("config.json", "adapter_config.json") or path.suffix in (".safetensors", ".bin"):
             if path.name == "training_args.bin":
                 continue
             digest.update(path.name.encode() + file_fingerprint(path, memory).encode())
+    adapter = Path(folder) / "adapter_config.json"
+    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else None
+    if base is not None and Path(base).is_dir():
+        digest.update(folder_fingerprint(base, memory).encode())
     return digest.hexdigest()[:16]

@@ -221,9 +221,8 @@ _PAIR_METRICS = (
     "logps/rejected",
     "target/gap",
     "slack/violation_rate",
-    "num_tokens",
 )
-_SFT_METRICS = ("nll/token", "num_tokens")
+_SFT_METRICS = ("nll/token",)
 
 
 class MarginTrainer(Trainer):
@@ -286,6 +285,7 @@ class MarginTrainer(Trainer):
         """One micro-batch with what each pair counts (`share`); 0 for a filler and for a pair left out."""
         batch = padded_batch(groups, pad_id=self.pad_id, dtype=number_dtype(self.args.device))
         batch["real"] = micro.real
+        batch["tokens"] = float(batch["attention_mask"].sum()) * micro.real
         if self.recipe.target is None:
             batch["share"] = torch.full_like(batch["length"], float(micro.real))
             batch["units"] = float(batch["length"].sum()) * micro.real
@@ -325,10 +325,10 @@ class MarginTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The step's micro-batches and what their losses are divided by: the kept pairs (or tokens) of all ranks."""
         steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        units = torch.tensor(
-            sum(batch["units"] for step in steps for batch in step), dtype=torch.float32, device=device
-        )
-        return steps, self.accelerator.reduce(units, "sum").clamp(min=1e-12)
+        counts = [sum(batch[name] for step in steps for batch in step) for name in ("units", "tokens")]
+        units, tokens = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=device), "sum")
+        self.state.num_input_tokens_seen += int(tokens)  # kept in the trainer's state, so it survives a resume
+        return steps, units.clamp(min=1e-12)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return self._prepare_input(inputs)
@@ -404,7 +404,6 @@ class MarginTrainer(Trainer):
 
     def _measure(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> None:
         add = self.meter.add
-        add("num_tokens", batch["attention_mask"].sum()[None])
         if result.target is None:
             add("nll/token", result.loss, count=float(batch["length"].sum()))
             return
@@ -427,6 +426,7 @@ class MarginTrainer(Trainer):
         if "loss" in logs:
             names = _SFT_METRICS if self.recipe.target is None else _PAIR_METRICS
             logs = logs | self.meter.reduce(self.accelerator, names)
+            logs["num_tokens"] = float(self.state.num_input_tokens_seen)
         super().log(logs, start_time)
 
     def evaluation_loop(

@@ -8,7 +8,7 @@ Three things are known, each in one place:
 - u, the utility of a response in logits: `true_utility(prompt, text)`;
 - P(i is better than j) = sigmoid(u_i - u_j): a fresh rater's impression of a response is u + g, g ~ Gumbel(0, 1), and
   the rater prefers the response with the higher impression, which is Bradley-Terry exactly: `preference_prob`;
-- the noise of a rating: the impression falls between fixed cut points, or the rater was careless: `rating_distribution`.
+- the noise of a rating: the impression falls between fixed cuts, or the rater was careless: `rating_distribution`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from marginkit.records import Group, Groups, Pair, Rating, Response
 Array = npt.NDArray[np.float64]
 
 DISHES = ("soup", "salad", "stew", "curry", "pie", "bowl")
-ITEMS = ("garlic", "lemon", "rice", "beans", "onion", "ginger", "spinach", "tofu")
-ITEMS += ("potato", "carrot", "pepper", "mushroom", "tomato", "coconut", "cheese", "walnut")
+ITEMS: tuple[str, ...] = (
+    *("garlic", "lemon", "rice", "beans", "onion", "ginger", "spinach", "tofu"),
+    *("potato", "carrot", "pepper", "mushroom", "tomato", "coconut", "cheese", "walnut"),
+)
 _ASKS = ("Cook a {}.", "Any {}?", "One {}!")
 _VERBS = ("Chop", "Fry", "Boil", "Add", "Roast", "Stir")
 _OPENINGS = ("Sure!", "With pleasure!", "Good idea!")
@@ -277,6 +279,24 @@ def rating_distribution(utility: float, careless: float = 0.0) -> Array:
     below = np.exp(-np.exp(utility - np.array(CUTS)))
     looked = np.diff(np.concatenate([[0.0], below, [1.0]]))
     return np.asarray((1 - careless) * looked + careless / 5)
+
+
+def grade_gap_distribution(first: float, second: float, quality: Quality) -> tuple[Array, Array]:
+    """The possible gaps grade(first) - grade(second), and the chance of each, for two utilities.
+
+    Example:
+        >>> gaps, chance = grade_gap_distribution(2.0, 2.0, QUALITIES["mixed"])
+        >>> gaps.tolist(), round(float(chance @ gaps), 6)
+        ([-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0], 0.0)
+    """
+    sums = [np.ones(1), np.ones(1)]
+    for _ in range(quality.raters):
+        sums = [
+            np.convolve(found, rating_distribution(utility, quality.careless))
+            for found, utility in zip(sums, (first, second), strict=True)
+        ]
+    furthest = len(sums[0]) - 1
+    return np.arange(-furthest, furthest + 1) / quality.raters, np.convolve(sums[0], sums[1][::-1])
 
 
 # -- # Graded data

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from marginkit.data.encoding import EncodedGroup, EncodedGroups
 from marginkit.models.packing import labels_of, padded_batch
 from marginkit.models.scorer import score
@@ -16,8 +16,8 @@ from marginkit.preparing import best_response_only
 from marginkit.registry import build_loss, load_recipe
 
 LOSSES = 1e-6  # nats, absolute
-# Relative to the largest entry of each tensor. A head read at one token a row gives attention far smaller gradients than
-# a likelihood over all tokens does, and fp32 rounding is the larger share of them.
+# Relative to the largest entry of each tensor. A head read at one token a row gives attention far smaller gradients
+# than a likelihood over all tokens does, and fp32 rounding is the larger share of them.
 GRADIENTS = {"policy": 2e-6, "reward_model": 5e-6, "sft": 2e-6}
 
 RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import test_invariance
-import tiny
 import torch
 
+import tiny
 from marginkit.run import train
 
 GROUPS = tiny.world(train=10, dev=5, test=6)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
 import marginkit.training
+import tiny
 from marginkit.errors import BadInput
 from marginkit.run import Run, train
 from marginkit.training import MarginTrainer

@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import tiny
 
+import tiny
 from marginkit.data.encoding import Encoder
 from marginkit.data.pairing import make_pairs
 from marginkit.models.loading import load_tokenizer
@@ -29,6 +28,8 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "encoder reward model": ("bt", "modernbert_rm", ()),
     "LoRA policy": ("dpo", "llama", ("model.lora.r=4",)),
     "LoRA reward model": ("bt", "llama", ("model.lora.r=4",)),
+    "reward model, pad token added": ("bt", "no pad", ()),
+    "LoRA reward model, pad token added": ("bt", "no pad", ("model.lora.r=4",)),
     "sft": ("sft", "llama", ()),
 }
 
@@ -72,7 +73,9 @@ json.dump(found, sys.stdout)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """One short run of every kind."""
     folder = tmp_path_factory.mktemp("runs")
-    starts = {family: tiny.save(folder / family, family) for _, family, _ in RUNS.values()}
+    families = {family for _, family, _ in RUNS.values()} - {"no pad"}
+    starts = {family: tiny.save(folder / family, family) for family in families}
+    starts["no pad"] = tiny.save_without_pad(folder / "no pad")
     return {
         name: train(
             recipe,

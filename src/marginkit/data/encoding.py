@@ -306,7 +306,6 @@ class Encoder:
         texts: list[str] = []  # one flat list for the tokenizer: per group its prompt, then its responses
         for group, is_chat in zip(groups, chat, strict=True):
             texts.extend(self._render_chat(group) if is_chat else self._render_plain(group))
-        [is_chat for group, is_chat in zip(groups, chat, strict=True) for _ in range(len(group.responses) + 1)]
         ids = self._tokenize(texts)
         position = 0
         for group, is_chat in zip(groups, chat, strict=True):
@@ -408,11 +407,20 @@ class Encoder:
         responses = []
         for whole in wholes:
             body = whole[shared:]
-            if not any(token in self._special for token in body[-3:]):
+            if not self._ends(body):
                 body = [*body, self.end_id]
                 report.eos_added += 1
             responses.append(body)
         return self._with_start(prompt[:shared]) if shared == 0 else prompt[:shared], responses
+
+    def _ends(self, body: list[int]) -> bool:
+        """Whether a special token closes the response; white space may follow it, as it does in ChatML."""
+        for token in reversed(body[-3:]):
+            if token in self._special:
+                return True
+            if self.tokenizer.decode([token]).strip():
+                return False
+        return False
 
 
 def _has_calls(content: Content) -> bool:

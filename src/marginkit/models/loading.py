@@ -218,7 +218,8 @@ def add_lora(model: nn.Module, config: ModelConfig, kind: Kind) -> nn.Module:
 def fit_embeddings(model: Any, tokenizer: Any) -> None:
     """Make room for added tokens and tell the model its pad token."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=8, mean_resizing=False)
+        # exactly so many rows: PEFT saves resized embeddings with the adapter and loads them by the tokenizer's length
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
