@@ -3,6 +3,7 @@
     python benchmarks/demo_claims.py --processes 2 --out build/demo_claims.jsonl   # resumable: skips finished cells
     python benchmarks/demo_claims.py --report build/demo_claims.jsonl              # the tables for docs/log.md
     python benchmarks/demo_claims.py --limits                                      # what the labels themselves allow
+    python benchmarks/demo_claims.py --pilot                                       # what the settings were chosen by
 
 One cell is a world (quality, seed) and a model size. In it a policy is trained by SFT, and from it reward models by BT
 and by MMPO, policies by DPO and by MMPO, MMPO once for each multiple of the world's true gamma. All trainings of a cell
@@ -45,7 +46,7 @@ from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model
 from marginkit.models.packing import labels_of, padded_batch
 from marginkit.models.scorer import score
 from marginkit.records import Group
-from marginkit.registry import recipe
+from marginkit.registry import Kind, recipe
 from marginkit.world import (
     QUALITIES,
     World,
@@ -407,8 +408,50 @@ def limits(groups: int = 400) -> str:
     return "\n".join(lines)
 
 
+PILOT: dict[str, tuple[tuple[float, int, float], ...]] = {
+    # (learning rate, epochs, beta)
+    "bt": ((1e-3, 5, 0), (3e-3, 5, 0), (1e-2, 5, 0), (2e-3, 3, 0), (3e-3, 3, 0), (5e-3, 3, 0), (1e-2, 3, 0)),
+    "dpo": (
+        *((1e-3, 3, 0.1), (1e-3, 3, 0.3), (3e-3, 3, 0.3), (1e-3, 2, 0.1), (1e-3, 2, 0.2), (1e-3, 2, 0.3)),
+        *((1e-3, 2, 0.5), (2e-3, 2, 0.3), (3e-4, 3, 0.3), (1e-3, 3, 0.5), (5e-4, 2, 0.5), (5e-4, 3, 0.5)),
+        *((3e-4, 3, 0.5), (1e-3, 2, 1.0), (3e-4, 3, 1.0)),
+    ),
+}
+
+
+def pilot(seed: int = 1000) -> str:
+    """Markdown: dev NLL of the controls alone, on a seed used for nothing else: what the demo's settings rest on."""
+    torch.set_num_threads(1)
+    world = make_world("mixed", prompts=600, demonstrations=4800, dev=300, test=10, seed=seed)
+    texts = (text for group in world.demonstrations for text in (str(group.prompt), group.responses[0].text))
+    tokenizer = fresh_tokenizer(texts, demo.VOCABULARY)
+    parts, demonstrations = encode_world(world, tokenizer)
+    fresh = FreshModel(layers=demo.LAYERS, hidden=64, vocab=demo.VOCABULARY, max_length=demo.MAX_LENGTH)
+    sft = fresh_model(fresh, "sft", tokenizer, seed=0)
+    pad_id, settings = tokenizer.pad_token_id, demo.SETTINGS["sft"]
+    for _ in train_steps(sft, recipe("sft"), demonstrations, settings, epochs=settings.epochs, seed=0, pad_id=pad_id):
+        pass
+    lines = ["| model | learning rate | epochs | beta | dev NLL |", "| --- | --- | --- | --- | --- |"]
+    with tempfile.TemporaryDirectory() as folder:
+        sft.save_pretrained(folder)  # type: ignore[operator]
+        for name, tried in PILOT.items():
+            for rate, epochs, beta in tried:
+                kind: Kind = "reward_model" if name == "bt" else "policy"
+                loss = recipe("bt") if name == "bt" else recipe("dpo", beta=beta)
+                own = parts if name == "bt" else parts.with_reference(sft, loss)
+                torch.manual_seed(0)
+                model = load_model(ModelConfig(path=folder), kind, tokenizer)
+                for _ in train_steps(
+                    model, loss, own.train, demo.Settings(rate, epochs, 16), epochs=epochs, seed=0, pad_id=pad_id
+                ):
+                    pass
+                words = f"{beta:g}" if beta else "-"
+                lines.append(f"| {name} | {rate:g} | {epochs} | {words} | {dev_nll(model, loss, own):.3f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Parse arguments and do one of the three."""
+    """Parse arguments and do what they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -418,7 +461,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/demo_claims.jsonl"))
     parser.add_argument("--report", type=Path, help="print the tables of a finished sweep")
     parser.add_argument("--limits", action="store_true", help="print what the labels themselves allow")
+    parser.add_argument("--pilot", action="store_true", help="print the controls' dev NLL that settings were chosen by")
     given = parser.parse_args()
+    if given.pilot:
+        _quiet()
+        print(pilot())
+        return
     if given.limits:
         print(limits())
         return

@@ -227,12 +227,7 @@ def test_the_report_pairs_seeds_and_marks_only_what_is_clear(claims: ModuleType)
         made = (("bt", 0.2, 0.7), ("mmpo_rm@1", 0.15, 0.7), ("dpo", 0.2, 0.7), ("mmpo@1", 0.25, 0.8))
         runs = {
             name: {stop: judged(shift + error + 0.001 * seed * (name != "bt"), acc) for stop in ("early", "long")}
-            for name, error, acc in (
-                ("bt", 0.2, 0.7),
-                ("mmpo_rm@1", 0.15, 0.7),
-                ("dpo", 0.2, 0.7),
-                ("mmpo@1", 0.25, 0.8),
-            )
+            for name, error, acc in made
         }
         cells.append(
             {"quality": "high", "seed": seed, "size": "small", "runs": runs, "seconds": 60.0, "machine": "a machine"}

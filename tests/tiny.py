@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -371,3 +372,7 @@ def _rank(job: Callable[..., Any], args: tuple[Any, ...], rank: int, ranks: int,
     if dist.is_initialized() and "error" not in result:
         dist.barrier()
         dist.destroy_process_group()
+
+
+# accelerate collects garbage at the start of every training; over all that transformers loads this takes half a second
+gc.freeze()

@@ -133,7 +133,7 @@ class DemoResult:
 
     @property
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Column names, and one row of words a model."""
+        """Column names, and one row of words a model; ± is half the 95% interval, whose ends are in `to_json`."""
         heads = [name.format(self.options.samples) for name in _COLUMNS.values()]
         rows = [
             (row.name, *(_cell(name, row.estimates.get(name)) for name in _COLUMNS), f"{row.seconds:.0f}")
@@ -177,7 +177,7 @@ def _cell(name: str, found: Estimate | None) -> str:
     digits = 2 if name in ("sampled", "best_of") else 3
     if math.isnan(found.low):
         return f"{found.value:.{digits}f}"
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return f"{found.value:.{digits}f} ±{(found.high - found.low) / 2:.{digits}f}"
 
 
 # -- # In words

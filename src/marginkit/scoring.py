@@ -130,7 +130,8 @@ def reference_logps(
     todo = [i for i, group in enumerate(known) if any(value is None for value in group)]
     if progress is not None:
         progress(sum(value is not None for value in flat))
-    wanted = _Missing(encoded, todo[share[0] :: share[1]], known)
+    # by the group's own number, not its place in `todo`: a rank that comes later has less to do than one before it
+    wanted = _Missing(encoded, [index for index in todo if index % share[1] == share[0]], known)
     if len(wanted):
         model = model if isinstance(model, nn.Module) else model()
         for indices, scores in score_batches(model, wanted, pad_id=pad_id, tokens=tokens, precision=precision):

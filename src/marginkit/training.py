@@ -512,7 +512,7 @@ def _summarise(table: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
         )
     for name, column in (("logps/chosen", "logp_chosen"), ("logps/rejected", "logp_rejected")):
         if column in table:
-            metrics[name] = float(table[column].mean())
+            metrics[name] = float(table[column][kept].mean()) if kept.any() else math.nan
     if decided.any():
         label, own = table["label"][decided], gap[decided]
         metrics["nll"] = float((np.logaddexp(0.0, -own) + (1.0 - label) * own).mean())

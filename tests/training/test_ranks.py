@@ -40,7 +40,10 @@ def gradients(recipe: str, per: str, folder: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("recipe", "per"), [("mmpo", "pair"), ("bt", "prompt"), ("sft", "pair")])
+@pytest.mark.parametrize(
+    ("recipe", "per"),
+    [("mmpo", "pair"), ("bt", "prompt"), pytest.param("sft", "pair", marks=pytest.mark.slow)],
+)
 def test_two_ranks_give_the_gradients_and_losses_of_one(recipe: str, per: str, tmp_path: Path) -> None:
     """DDP on 2 ranks == 1 process: gradients, losses, logged and eval metrics, with fillers in some steps."""
     alone = gradients(recipe, per, str(tmp_path / "one"))
