@@ -182,7 +182,7 @@ def evaluate(
 @app.command(epilog="Example:  marginkit demo --quality low --seed 3")
 def demo(
     quality: Annotated[str, typer.Option(help="Raters and answers: high | mixed | low.")] = "mixed",
-    size: Annotated[str, typer.Option(help="Models: small | medium | large (all tiny).")] = "small",
+    size: Annotated[str, typer.Option(help="Models: small | medium | large (all tiny).")] = "medium",
     seed: Annotated[int, typer.Option(help="Of the world, the raters and the models.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the runs; default a new one under runs/.")] = None,
     as_json: Json = False,

@@ -14,11 +14,11 @@ import tiny
 from marginkit.run import train
 
 GROUPS = tiny.world(train=10, dev=5, test=6)
-LAYOUT = ("train.prompts_per_step=4", "train.tokens_per_micro_batch=250", "train.num_train_epochs=1")
+LAYOUT = ("train.prompts_per_step=3", "train.tokens_per_micro_batch=60", "train.num_train_epochs=1")
 
 
 def gradients(recipe: str, per: str, folder: str) -> dict[str, Any]:
-    """What a rank saw of three steps of 4, 4 and 1 prompts: gradients, losses, eval metrics, fillers of its own."""
+    """What a rank saw of three steps of 3 prompts: gradients, losses, eval metrics, fillers of its own."""
     family, options = test_invariance.RECIPES[recipe]
     groups = test_invariance.groups_for(recipe, 9)
     config = tiny.configured(recipe, *options, *LAYOUT)
@@ -53,7 +53,8 @@ def test_two_ranks_give_the_gradients_and_losses_of_one(recipe: str, per: str, t
     values = [rank["value"] for rank in ranks]
     assert [value["ranks"] for value in values] == [2, 2]
     assert [len(step) for step in values[0]["real"]] == [len(step) for step in values[1]["real"]]
-    assert any(not real for value in values for step in value["real"] for real in step), "a rank had a filler"
+    fillers = sum(not real for value in values for step in value["real"] for real in step)
+    assert fillers > 0, "a rank had a filler beside two prompts or three of its own"
     tolerance = test_invariance.GRADIENTS["reward_model" if recipe == "bt" else "policy"]
     for value in values:
         assert value["losses"] == pytest.approx(alone["losses"], abs=1e-6)
