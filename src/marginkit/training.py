@@ -285,6 +285,7 @@ class MarginTrainer(Trainer):
         """One micro-batch with what each pair counts (`share`); 0 for a filler and for a pair left out."""
         batch = padded_batch(groups, pad_id=self.pad_id, dtype=number_dtype(self.args.device))
         batch["real"] = micro.real
+        batch["rows"] = [group.row for group in groups]
         batch["tokens"] = float(batch["attention_mask"].sum()) * micro.real
         if self.recipe.target is None:
             batch["share"] = torch.full_like(batch["length"], float(micro.real))
@@ -441,7 +442,7 @@ class MarginTrainer(Trainer):
         plain: Any = self.model
         model: Any = self._wrap_model(plain, training=False)
         model.eval()
-        rows: dict[str, dict[str, list[float]]] = {}
+        rows: dict[int, dict[str, list[float]]] = {}
         with torch.no_grad():
             for (batch,) in dataloader:
                 batch = self._prepare_inputs(batch)
@@ -450,7 +451,7 @@ class MarginTrainer(Trainer):
                 if batch["real"]:
                     rows |= self._rows(self._pair_loss(scores, batch), scores, batch)
         if self.args.world_size > 1:
-            rows = {name: row for part in gather_object([rows]) for name, row in part.items()}
+            rows = {number: row for part in gather_object([rows]) for number, row in part.items()}
         table = {
             name: np.array([value for group in sorted(rows) for value in rows[group][name]])
             for name in next(iter(rows.values()), {})
@@ -463,7 +464,8 @@ class MarginTrainer(Trainer):
             num_samples=len(rows),
         )
 
-    def _rows(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> dict[str, dict[str, list[float]]]:
+    def _rows(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> dict[int, dict[str, list[float]]]:
+        """Values of every pair (or response), by the group's row: an id need not be unique."""
         columns = {"share": batch["share"], "weighted": self._weighted(result, batch)}
         if result.target is None:
             counts = torch.bincount(batch["owner"])
@@ -478,8 +480,8 @@ class MarginTrainer(Trainer):
                 both = scores.logp[batch["pairs"]]
                 columns |= {"logp_chosen": both[:, 0], "logp_rejected": both[:, 1]}
         lists = {name: value.cpu().double().tolist() for name, value in columns.items()}
-        rows: dict[str, dict[str, list[float]]] = {name: {c: [] for c in lists} for name in batch["ids"]}
-        for position, group in enumerate(_names(batch)):
+        rows: dict[int, dict[str, list[float]]] = {number: {c: [] for c in lists} for number in batch["rows"]}
+        for position, group in enumerate(_names(batch, "rows")):
             for name, values in lists.items():
                 rows[group][name].append(values[position])
         return rows
@@ -522,8 +524,8 @@ def _summarise(table: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
     return metrics
 
 
-def _names(batch: Batch) -> list[str]:
-    """The group that each loss of a batch belongs to."""
+def _names(batch: Batch, column: str = "ids") -> list[Any]:
+    """The group that each loss of a batch belongs to, by its id or its row."""
     if len(batch["pairs"]):
-        return [batch["ids"][number] for number in batch["group_of"].tolist()]
-    return [name for name, size in zip(batch["ids"], batch["sizes"], strict=True) for _ in range(size)]
+        return [batch[column][number] for number in batch["group_of"].tolist()]
+    return [name for name, size in zip(batch[column], batch["sizes"], strict=True) for _ in range(size)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,5 +137,37 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(
     checkpoints = tmp_path / "out" / "checkpoints"
     (checkpoints / "checkpoint-4" / "trainer_state.json").unlink()
     (checkpoints / "checkpoint-4" / "optimizer.pt").write_bytes(b"half of it")
+    again = train(recipe, settings, train=GROUPS)
+    assert tiny.weights_digest(again.checkpoint) == tiny.weights_digest(whole.checkpoint)
+
+
+def slow_run(recipe: str, settings: list[str]) -> None:
+    """A run that takes its time over every step."""
+
+    class Slow(MarginTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            time.sleep(0.2)
+            return super().training_step(*args, **kwargs)
+
+    marginkit.training.MarginTrainer = Slow  # type: ignore[misc]
+    train(recipe, settings, train=GROUPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 0.05, 0.11, 0.17, 0.23])
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
+    straight: tuple[str, str, Run], pause: float, tmp_path: Path
+) -> None:
+    """Kill -9 at five moments of a step, saving included; started again it ends where an unbroken run does."""
+    recipe, start, whole = straight
+    settings = overrides(start, tmp_path / "out", *RECIPES[recipe][1])
+    process = tiny.start(slow_run, recipe, settings)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (tmp_path / "out" / "checkpoints" / "checkpoint-2").is_dir():
+        time.sleep(0.005)
+    time.sleep(pause)
+    assert process.is_alive()
+    tiny.kill(process)
+    assert not (tmp_path / "out" / "metrics.json").is_file()
     again = train(recipe, settings, train=GROUPS)
     assert tiny.weights_digest(again.checkpoint) == tiny.weights_digest(whole.checkpoint)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 import tiny
 from marginkit.data.encoding import Encoder
 from marginkit.data.pairing import make_pairs
+from marginkit.errors import BadInput
 from marginkit.models.loading import load_tokenizer
 from marginkit.run import Run, score, train
 
@@ -174,3 +176,19 @@ def test_a_saved_reward_model_is_scored_without_its_run(runs: dict[str, Run]) ->
     alone = score(run.checkpoint, held)
     table = pq.read_table(run.path / "tables" / "responses.parquet")
     assert alone.responses["reward"].to_pylist() == pytest.approx(table["reward"].to_pylist(), abs=1e-6)
+
+
+def test_a_saved_policy_is_scored_against_a_reference_that_is_named(
+    runs: dict[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its run a policy needs a recipe and a reference; with both it gives the run's rewards."""
+    monkeypatch.chdir(tmp_path)  # the score store goes to the working directory
+    run = runs["tied policy"]
+    held = GROUPS.filter(lambda group: group.split == "test", reason="other split")
+    with pytest.raises(BadInput, match=r"not a run, and not a saved reward model; say how to read it, e.g. --recipe"):
+        score(run.checkpoint, held)
+    with pytest.raises(BadInput, match="a policy's reward is relative to a reference; name it with --reference"):
+        score(run.checkpoint, held, recipe="dpo")
+    alone = score(run.checkpoint, held, recipe="dpo", reference=str(run.config.model.path))
+    table = pq.read_table(run.path / "tables" / "responses.parquet")
+    assert alone.responses["reward"].to_pylist() == pytest.approx(table["reward"].to_pylist(), abs=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import tiny
 from marginkit.config import resolve
+from marginkit.data.encoding import EncodedGroups
 from marginkit.errors import BadInput
 from marginkit.run import train
 from marginkit.training import MarginTrainer, _Meter, batch_plan, training_arguments
@@ -147,6 +149,18 @@ def test_eval_metrics_are_those_of_brute_force(recipe: str, per: str, tmp_path: 
         wanted["logps/chosen"] = np.array(logp)[s > 0].mean()
     assert {name: metrics[f"eval_{name}"] for name in wanted} == pytest.approx(wanted, abs=2e-6, rel=2e-6)
     assert (~clear).any()
+
+
+def test_groups_of_one_name_count_each(tmp_path: Path) -> None:
+    """Evaluation goes by rows: groups that share an id are not merged."""
+    groups = list(test_invariance.groups_for("bt", 6))
+    losses = []
+    for name, ids in (("own", [group.id for group in groups]), ("one", ["same"] * 6)):
+        renamed = [replace(group, id=own) for group, own in zip(groups, ids, strict=True)]
+        held = EncodedGroups.from_iterable(renamed)
+        config = tiny.configured("bt", "train.tokens_per_micro_batch=60")
+        losses.append(tiny.trainer(tiny.model("llama_rm"), config, held, tmp_path / name, held=held).evaluate())
+    assert losses[1]["eval_loss"] == losses[0]["eval_loss"]
 
 
 def test_metric_names_are_those_of_trl(tmp_path: Path) -> None:
