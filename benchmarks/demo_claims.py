@@ -67,7 +67,7 @@ TOKENS = 16384  # padded tokens of one forward pass
 EPOCHS_SFT = 6
 
 
-# -- # One training, without the trainer
+# -- One training, without the trainer
 
 
 def train_steps(
@@ -153,7 +153,7 @@ def gaps_of(model: Any, loss: Loss, groups: Sequence[EncodedGroup], pad_id: int)
     return np.array([value for at in range(len(groups)) for value in found[at]])
 
 
-# -- # One cell
+# -- One cell
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def machine() -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}"
 
 
-# -- # All cells
+# -- All cells
 
 
 def sweep(cells: Sequence[tuple[str, int, str]], out: Path, processes: int) -> None:

@@ -19,9 +19,11 @@ from marginkit import world as w
 from marginkit.config import FreshModel, ModelConfig, resolve
 from marginkit.data.encoding import EncodedGroups
 from marginkit.errors import BadInput
+from marginkit.groups import Groups
 from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model
-from marginkit.records import Estimate, Groups, Scores
+from marginkit.records import Estimate
 from marginkit.registry import recipe
+from marginkit.tables import Scores
 from marginkit.training import MarginTrainer, batch_plan, training_arguments
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +160,7 @@ def test_the_answer_with_the_highest_reward_is_picked() -> None:
     assert picked.tolist() == pytest.approx([0.9, -1.8] * 6)
 
 
-# -- # The benchmark
+# -- The benchmark
 
 
 @pytest.fixture(scope="module")

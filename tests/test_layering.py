@@ -21,23 +21,38 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
     "records": {"errors"},
+    "groups": {"records", "errors"},
+    "tables": {"errors"},
     "core": {"core", "errors"},
     "registry": {"errors", "core"},
     "config": {"errors", "registry"},
     "store": {"errors"},
     "batching": {"errors", "data.encoding"},
-    "world": {"records", "errors"},
-    "data": {"data", "records", "errors"},
-    "evaluation": {"evaluation", "records", "errors"},
-    "reporting": {"reporting", "evaluation", "records", "errors"},
-    "models": {"models", "core", "records", "errors", "data.encoding", "config", "registry"},
-    "preparing": {"data", "records", "registry", "config", "errors", "progress"},
-    "rundir": {"data", "records", "registry", "config", "errors", "preparing"},
+    "world": {"records", "groups", "tables", "errors"},
+    "data": {"data", "records", "groups", "tables", "errors"},
+    "evaluation": {"evaluation", "records", "groups", "tables", "errors"},
+    "reporting": {"reporting", "evaluation", "records", "groups", "tables", "errors"},
+    "models": {"models", "core", "records", "groups", "tables", "errors", "data.encoding", "config", "registry"},
+    "preparing": {"data", "records", "groups", "tables", "registry", "config", "errors", "progress"},
+    "rundir": {"data", "records", "groups", "tables", "registry", "config", "errors", "preparing"},
 }
-MODELS_AND_DATA = {"core", "models", "data", "store", "records", "registry", "config", "errors", "batching", "progress"}
+MODELS_AND_DATA = {
+    "core",
+    "models",
+    "data",
+    "store",
+    "records",
+    "groups",
+    "tables",
+    "registry",
+    "config",
+    "errors",
+    "batching",
+    "progress",
+}
 ALLOWED["scoring"] = ALLOWED["training"] = ALLOWED["generate"] = MODELS_AND_DATA
 ALLOWED["training"] = MODELS_AND_DATA | {"evaluation.calibration"}  # the calibration metrics of eval steps; numpy
-ALLOWED["judges"] = {"data", "store", "records", "config", "errors", "progress"}
+ALLOWED["judges"] = {"data", "store", "records", "groups", "config", "errors", "progress"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}
 ALLOWED["cli"] = {""}  # anything
@@ -52,6 +67,8 @@ HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets"}
 FORBIDDEN: dict[str, set[str]] = {
     "errors": HEAVY,
     "records": HEAVY,
+    "groups": HEAVY,
+    "tables": HEAVY,
     "data": {"torch", "accelerate", "peft"},
     "evaluation": HEAVY,
     "reporting": HEAVY,

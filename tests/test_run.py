@@ -14,8 +14,10 @@ import tiny
 from marginkit.config import resolve
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare
-from marginkit.records import Group, Groups, Pair, Response, Scores, write_groups
+from marginkit.groups import Groups, write_groups
+from marginkit.records import Group, Pair, Response
 from marginkit.run import score, train
+from marginkit.tables import Scores
 from marginkit.training import MarginTrainer
 
 GROUPS = tiny.world(train=10, dev=4, test=6)

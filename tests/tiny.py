@@ -41,8 +41,9 @@ from marginkit.batching import BatchPlan
 from marginkit.config import RunConfig, resolve
 from marginkit.data.encoding import EncodedGroups, Encoder
 from marginkit.data.pairing import make_pairs
+from marginkit.groups import Groups
 from marginkit.models.loading import fresh_tokenizer
-from marginkit.records import Group, Groups, Pair, Response
+from marginkit.records import Group, Pair, Response
 from marginkit.registry import build_loss
 from marginkit.scoring import Precision, score_batches
 from marginkit.training import MarginTrainer, training_arguments

@@ -11,15 +11,15 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Group": "records",
-    "Groups": "records",
+    "Groups": "groups",
     "Response": "records",
     "Turn": "records",
     "Pair": "records",
     "Rating": "records",
     "Comparison": "records",
     "Estimate": "records",
-    "Scores": "records",
-    "write_groups": "records",
+    "Scores": "tables",
+    "write_groups": "groups",
     "read_groups": "data.sources",
     "make_pairs": "data.pairing",
     "recipe": "registry",
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
     from marginkit.errors import BadInput as BadInput
     from marginkit.errors import RunFailed as RunFailed
     from marginkit.evaluation.metrics import evaluate as evaluate
+    from marginkit.groups import Groups as Groups
+    from marginkit.groups import write_groups as write_groups
     from marginkit.records import Comparison as Comparison
     from marginkit.records import Estimate as Estimate
     from marginkit.records import Group as Group
-    from marginkit.records import Groups as Groups
     from marginkit.records import Pair as Pair
     from marginkit.records import Rating as Rating
     from marginkit.records import Response as Response
-    from marginkit.records import Scores as Scores
     from marginkit.records import Turn as Turn
-    from marginkit.records import write_groups as write_groups
     from marginkit.registry import recipe as recipe
     from marginkit.run import score as score
     from marginkit.run import train as train
+    from marginkit.tables import Scores as Scores
 
 
 def __getattr__(name: str) -> Any:

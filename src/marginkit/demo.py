@@ -24,9 +24,11 @@ from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import estimate_mean
 from marginkit.evaluation.compare import compare
 from marginkit.evaluation.metrics import PairColumns
+from marginkit.groups import Groups, write_groups
 from marginkit.progress import progress
-from marginkit.records import Estimate, Group, Groups, Response, Scores, write_groups
+from marginkit.records import Estimate, Group, Response
 from marginkit.run import Run, score, train
+from marginkit.tables import Scores
 from marginkit.world import HIGHEST, World, make_world, true_utility
 
 log = logging.getLogger("marginkit")
@@ -180,7 +182,7 @@ def _cell(name: str, found: Estimate | None) -> str:
     return f"{found.value:.{digits}f} ±{(found.high - found.low) / 2:.{digits}f}"
 
 
-# -- # In words
+# -- In words
 
 _WORDS = {
     # measure: (its name, the sign that is better)
@@ -218,7 +220,7 @@ def sentence(what: str, control: str, differences: Mapping[str, Estimate]) -> st
     return f"{what}: against {control}, MMPO is {'; '.join(told)}."
 
 
-# -- # The way
+# -- The way
 
 
 def run_demo(options: DemoOptions = DemoOptions()) -> DemoResult:
@@ -370,7 +372,7 @@ def utilities_of(prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> Ar
     return np.array([[true_utility(p, text) for text in texts] for p, texts in zip(prompts, answers, strict=True)])
 
 
-# -- # Judging
+# -- Judging
 
 
 def _judge_all(

@@ -14,8 +14,9 @@ from marginkit.data.pairing import make_pairs
 from marginkit.data.sources import read_groups
 from marginkit.data.splits import assign_splits, resolve_split
 from marginkit.errors import BadInput
+from marginkit.groups import Groups
 from marginkit.progress import progress
-from marginkit.records import Group, Groups, Pair
+from marginkit.records import Group, Pair
 from marginkit.registry import load_function, resolve_options
 
 log = logging.getLogger("marginkit")

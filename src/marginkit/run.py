@@ -19,6 +19,7 @@ from marginkit.data.encoding import EncodedGroups, Encoder, EncodingReport
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate
+from marginkit.groups import Groups, write_groups
 from marginkit.models.loading import (
     ensure_pad,
     fresh_model,
@@ -32,11 +33,12 @@ from marginkit.models.loading import (
 from marginkit.models.scorer import probe
 from marginkit.preparing import Splits, prepare, ready
 from marginkit.progress import progress
-from marginkit.records import Estimate, Groups, Scores, content_text, write_groups
+from marginkit.records import Estimate, content_text
 from marginkit.registry import Kind, build_loss, load_recipe, resolve_options
 from marginkit.rundir import check_data, last_checkpoint, open_run, run_folder, write_manifest, write_whole
 from marginkit.scoring import Precision, describe_settings, reference_logps, reference_settings, score_tables
 from marginkit.store import ScoreStore, folder_fingerprint
+from marginkit.tables import Scores
 
 log = logging.getLogger("marginkit")
 

@@ -18,11 +18,12 @@ from marginkit.core.tensors import Labels, SequenceScores
 from marginkit.data.encoding import EncodedGroup, EncodedGroups
 from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput, RunFailed
+from marginkit.groups import Groups
 from marginkit.models.loading import core_of
 from marginkit.models.packing import LABEL_COLUMNS, Batch, labels_of, number_dtype, padded_batch
 from marginkit.models.scorer import score
-from marginkit.records import PAIRS_SCHEMA, RESPONSES_SCHEMA, Groups, Scores
 from marginkit.store import ScoreStore
+from marginkit.tables import PAIRS_SCHEMA, RESPONSES_SCHEMA, Scores
 
 log = logging.getLogger("marginkit")
 Progress = Callable[[int], None]

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from marginkit.errors import BadInput
-from marginkit.records import Group, Groups, Pair, Rating, Response
+from marginkit.groups import Groups
+from marginkit.records import Group, Pair, Rating, Response
 
 Array = npt.NDArray[np.float64]
 
@@ -133,7 +134,7 @@ def quality_of(name: str) -> Quality:
     return QUALITIES[name]
 
 
-# -- # Text
+# -- Text
 
 
 def parse_prompt(prompt: str) -> Request:
@@ -240,7 +241,7 @@ def write_response(rng: np.random.Generator, prompt: str, writer: Writer) -> str
     return " ".join(body)
 
 
-# -- # Raters
+# -- Raters
 
 
 def preference_prob(better: npt.ArrayLike, worse: npt.ArrayLike) -> Array:
@@ -299,7 +300,7 @@ def grade_gap_distribution(first: float, second: float, quality: Quality) -> tup
     return np.arange(-furthest, furthest + 1) / quality.raters, np.convolve(sums[0], sums[1][::-1])
 
 
-# -- # Graded data
+# -- Graded data
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ import pytest
 
 from marginkit.data.pairing import make_pairs
 from marginkit.errors import BadInput
-from marginkit.records import Comparison, Group, Groups, Pair, Response
+from marginkit.groups import Groups
+from marginkit.records import Comparison, Group, Pair, Response
 
 
 def graded(*grades, id="g", **rest):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from marginkit.data.sources import read_groups
 from marginkit.errors import BadInput
-from marginkit.records import Comparison, Group, Groups, Pair, Rating, Response, Turn, write_groups
+from marginkit.groups import Groups, write_groups
+from marginkit.records import Comparison, Group, Pair, Rating, Response, Turn
 
 FIXTURES = Path(__file__).parent / "fixtures" / "schema_rows"
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from marginkit.data.sources import read_groups
 from marginkit.data.splits import assign_clusters, assign_splits, leakage, select_split, text_digest
 from marginkit.errors import BadInput
-from marginkit.records import Group, Groups, Response
+from marginkit.groups import Groups
+from marginkit.records import Group, Response
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

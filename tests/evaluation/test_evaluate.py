@@ -13,7 +13,7 @@ from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import replicates
 from marginkit.evaluation.calibration import fit_temperature, sigmoid
 from marginkit.evaluation.metrics import evaluate
-from marginkit.records import PAIRS_SCHEMA, RESPONSES_SCHEMA, Scores
+from marginkit.tables import PAIRS_SCHEMA, RESPONSES_SCHEMA, Scores
 
 PROB = np.array([0.97, 0.92, 0.85, 0.74, 0.66, 0.58, 0.52, 0.45, 0.35, 0.10])
 GAP = np.log(PROB / (1 - PROB))

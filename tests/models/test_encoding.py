@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from marginkit.data.encoding import CHATML, EncodedGroup, Encoder
 from marginkit.errors import BadInput
-from marginkit.records import Content, Group, Groups, Pair, Response, Turn
+from marginkit.groups import Groups
+from marginkit.records import Content, Group, Pair, Response, Turn
 
 PAD, BOS, EOS, START, END = range(5)  # ids in the tokenizer of `tiny`
 NO_SYSTEM = (

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput
-from marginkit.records import Content, Group, Turn, batched, content_text, scratch_file, stream_to_arrow
+from marginkit.groups import batched, scratch_file, stream_to_arrow
+from marginkit.records import Content, Group, Turn, content_text
 
 CHATML = (
     "{% for message in messages %}"

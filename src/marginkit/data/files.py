@@ -226,7 +226,8 @@ def _parquet(path: Path) -> tuple[Iterator[RawRow], int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from marginkit.records import GROUP_SCHEMA, Groups, group_to_json
+    from marginkit.groups import GROUP_SCHEMA, Groups
+    from marginkit.records import group_to_json
 
     try:
         file = pq.ParquetFile(path)

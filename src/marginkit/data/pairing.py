@@ -11,7 +11,8 @@ from typing import Literal
 
 from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput
-from marginkit.records import Group, Groups, Pair
+from marginkit.groups import Groups
+from marginkit.records import Group, Pair
 
 How = Literal["given", "best_worst", "all"]
 Ties = Literal["half", "label", "drop"]

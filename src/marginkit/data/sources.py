@@ -17,7 +17,8 @@ from marginkit.data.files import RawRow, Stream, open_streams
 from marginkit.data.rows import Contradiction, Origin, Rules, Ties
 from marginkit.data.splits import assign_clusters
 from marginkit.errors import BadInput
-from marginkit.records import Group, Groups, group_to_json
+from marginkit.groups import Groups
+from marginkit.records import Group, group_to_json
 
 _ROWS_TO_DETECT = 50
 _ROWS_PER_PROGRESS = 200

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from marginkit.errors import BadInput
-from marginkit.records import Content, Group, Groups, content_text
+from marginkit.groups import Groups
+from marginkit.records import Content, Group, content_text
 
 DEV_NAMES = ("dev", "validation", "valid", "val", "eval")
 FEW_PROMPTS = 50

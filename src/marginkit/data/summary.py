@@ -8,7 +8,7 @@ from typing import Any
 from marginkit.data.grades import evidence_kind, grade_scale, suggest_gamma
 from marginkit.data.pairing import make_pairs
 from marginkit.data.splits import leakage
-from marginkit.records import Groups
+from marginkit.groups import Groups
 
 
 def summarise(groups: Groups) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import estimate_mean
 from marginkit.evaluation.metrics import Evaluation, PairColumns, read_tables
-from marginkit.records import Estimate, Scores
+from marginkit.records import Estimate
+from marginkit.tables import Scores
 
 _KEY = ["group", "chosen", "rejected"]
 _WORDS = {"nll": "NLL", "brier": "Brier score", "accuracy": "accuracy", "prob_error": "distance from the target"}

@@ -35,7 +35,8 @@ from marginkit.evaluation.calibration import (
     reliability,
     sigmoid,
 )
-from marginkit.records import Estimate, Scores
+from marginkit.records import Estimate
+from marginkit.tables import Scores
 
 Mask = npt.NDArray[np.bool_]
 

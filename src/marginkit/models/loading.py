@@ -233,13 +233,18 @@ def keep_head_precise(model: nn.Module) -> nn.Module:
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
-    """Set every dropout to zero, the float attributes of attention modules too (nn.Dropout alone misses those)."""
-    for module in model.modules():
+    """Set the model's own dropout to zero, the float attributes of attention modules too (nn.Dropout misses those).
+
+    An adapter's dropout stays: it is there because the user asked for it (`model.lora.dropout`).
+    """
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            continue
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "hidden_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        for attribute in ("attention_dropout", "attn_dropout", "hidden_dropout", "dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
     return model
 
 
