@@ -39,7 +39,8 @@ from marginkit import demo
 from marginkit.batching import BatchPlan
 from marginkit.config import FreshModel, ModelConfig
 from marginkit.core.loss import Loss
-from marginkit.data.encoding import EncodedGroup, Encoder
+from marginkit.data.encoded import EncodedGroup
+from marginkit.data.encoding import Encoder
 from marginkit.data.pairing import make_pairs
 from marginkit.evaluation.calibration import expected_calibration_error, sigmoid
 from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model

@@ -17,7 +17,7 @@ import torch
 from marginkit import demo
 from marginkit import world as w
 from marginkit.config import FreshModel, ModelConfig, resolve
-from marginkit.data.encoding import EncodedGroups
+from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
 from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model

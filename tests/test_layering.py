@@ -27,12 +27,12 @@ ALLOWED: dict[str, set[str]] = {
     "registry": {"errors", "core"},
     "config": {"errors", "registry"},
     "store": {"errors"},
-    "batching": {"errors", "data.encoding"},
+    "batching": {"errors", "data.encoded"},
     "world": {"records", "groups", "tables", "errors"},
     "data": {"data", "records", "groups", "tables", "errors"},
     "evaluation": {"evaluation", "records", "groups", "tables", "errors"},
     "reporting": {"reporting", "evaluation", "records", "groups", "tables", "errors"},
-    "models": {"models", "core", "records", "groups", "tables", "errors", "data.encoding", "config", "registry"},
+    "models": {"models", "core", "records", "groups", "tables", "errors", "data.encoded", "config", "registry"},
     "preparing": {"data", "records", "groups", "tables", "registry", "config", "errors", "progress"},
     "rundir": {"data", "records", "groups", "tables", "registry", "config", "errors", "preparing"},
 }
@@ -50,8 +50,10 @@ MODELS_AND_DATA = {
     "batching",
     "progress",
 }
-ALLOWED["scoring"] = ALLOWED["training"] = ALLOWED["generate"] = MODELS_AND_DATA
-ALLOWED["training"] = MODELS_AND_DATA | {"evaluation.calibration"}  # the calibration metrics of eval steps; numpy
+ALLOWED["scoring"] = ALLOWED["generate"] = MODELS_AND_DATA
+ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "metering"}
+ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
+ALLOWED["callbacks"] = {"progress"}
 ALLOWED["judges"] = {"data", "store", "records", "groups", "config", "errors", "progress"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}
@@ -179,7 +181,7 @@ def test_the_modules_are_found() -> None:
         ("registry", "import torch"),
         ("config", "def f():\n    from marginkit.core import loss"),
         ("config", "from transformers import TrainingArguments"),
-        ("data.encoding", "def f():\n    import torch"),
+        ("data.encoded", "def f():\n    import torch"),
         ("data.sources", "import marginkit.core"),
         ("evaluation.metrics", "def f():\n    from torch import Tensor"),
         ("evaluation.metrics", "from marginkit.data.grades import utilities"),
@@ -214,7 +216,7 @@ def test_an_import_against_the_arrows_is_seen(module: str, source: str) -> None:
         ("core.rewards", "if TYPE_CHECKING:\n    from marginkit.records import Pair"),
         ("registry", "def f():\n    from marginkit.core.loss import Loss"),
         ("models.packing", "from marginkit.data.encoding import EncodedGroup"),
-        ("data.encoding", "def f():\n    from transformers import AutoTokenizer"),
+        ("data.encoded", "def f():\n    from transformers import AutoTokenizer"),
         ("cli", "def f():\n    import torch\n    from marginkit import demo"),
         ("cli", "from marginkit import __version__"),
         ("demo", "from marginkit.run import train"),

@@ -39,7 +39,8 @@ from transformers import (
 
 from marginkit.batching import BatchPlan
 from marginkit.config import RunConfig, resolve
-from marginkit.data.encoding import EncodedGroups, Encoder
+from marginkit.data.encoded import EncodedGroups
+from marginkit.data.encoding import Encoder
 from marginkit.data.pairing import make_pairs
 from marginkit.groups import Groups
 from marginkit.models.loading import fresh_tokenizer

@@ -15,7 +15,8 @@ from accelerate import PartialState
 from torch import nn
 
 from marginkit.config import EncodingConfig, ModelConfig, RunConfig, resolve
-from marginkit.data.encoding import EncodedGroups, Encoder, EncodingReport
+from marginkit.data.encoded import EncodedGroups, EncodingReport
+from marginkit.data.encoding import Encoder
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from marginkit.config import RunConfig, resolve, to_yaml
-from marginkit.data.encoding import EncodingReport
+from marginkit.data.encoded import EncodingReport
 from marginkit.errors import BadInput
 from marginkit.preparing import Splits
 from marginkit.registry import PARTS, function_digest, resolve_options

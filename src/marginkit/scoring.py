@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from marginkit.batching import BatchPlan
 from marginkit.core.loss import Loss
 from marginkit.core.tensors import Labels, SequenceScores
-from marginkit.data.encoding import EncodedGroup, EncodedGroups
+from marginkit.data.encoded import EncodedGroup, EncodedGroups
 from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput, RunFailed
 from marginkit.groups import Groups

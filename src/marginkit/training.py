@@ -7,9 +7,8 @@ that needs, exact evaluation over rows, our metrics, and the stop on non-finite 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,20 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from marginkit.batching import BatchPlan, MicroBatch
+from marginkit.callbacks import EpochOrder, LogFile, ProgressBar
 from marginkit.config import RunConfig, TrainConfig
 from marginkit.core.loss import Loss, PairLoss
 from marginkit.core.tensors import SequenceScores
-from marginkit.data.encoding import EncodedGroups
+from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import BadInput, RunFailed
-from marginkit.evaluation.calibration import expected_calibration_error
+from marginkit.metering import PAIR_METRICS, SFT_METRICS, Meter, measure, names_of, rows_of, summarise
 from marginkit.models.packing import Batch, labels_of, number_dtype, padded_batch
 from marginkit.models.scorer import teach
-from marginkit.progress import progress
 
 _OWN_KEYS = {
     "prompts_per_step",
@@ -142,89 +141,6 @@ class _StepSampler:
             yield step[self.rank]
 
 
-class _EpochOrder(TrainerCallback):
-    """Tells the sampler the epoch: Trainer does not reach it through an un-prepared loader, nor on resume."""
-
-    def __init__(self, sampler: _StepSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Set the order of the epoch that begins."""
-        self.sampler.epoch = int(state.epoch or 0)
-
-
-class _Progress(TrainerCallback):
-    """A bar on stderr: optimizer steps, remaining time, the last logged loss."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the bar where training begins or goes on."""
-        self.bar = progress(state.max_steps if state.is_world_process_zero else 0, self.what)
-        self.bar.to(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One more optimizer step."""
-        self.bar.to(state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Show the loss."""
-        shown = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if name in ("loss", "eval_loss")]
-        if shown and hasattr(self, "bar"):
-            self.bar.say(", ".join(shown))
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the bar."""
-        self.bar.close()
-
-
-class _LogFile(TrainerCallback):
-    """Appends every log line to `log.jsonl` of the run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Write one line."""
-        if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as sink:
-                sink.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-class _Meter:
-    """Sums and counts by name, on the device; reduced once a log."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, name: str, values: Tensor, count: float | None = None) -> None:
-        number = number_dtype(values.device)
-        counted = values.new_tensor(float(values.numel()) if count is None else count, dtype=number)
-        both = torch.stack([values.detach().to(number).sum(), counted])
-        self.sums[name] = self.sums[name] + both if name in self.sums else both
-
-    def reduce(self, accelerator: Any, names: Sequence[str]) -> dict[str, float]:
-        empty = torch.zeros(2, dtype=torch.float64)
-        table = torch.stack([self.sums.get(name, empty).cpu().double() for name in names])
-        table = accelerator.reduce(table.to(accelerator.device, torch.float32), "sum").cpu().double()
-        self.sums = {}
-        return {name: float(total / count) for name, (total, count) in zip(names, table, strict=True) if count > 0}
-
-
-_PAIR_METRICS = (
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-    "target/gap",
-    "slack/violation_rate",
-)
-_SFT_METRICS = ("nll/token",)
-
-
 class MarginTrainer(Trainer):
     """Trains a model on encoded groups with a recipe's loss.
 
@@ -260,7 +176,7 @@ class MarginTrainer(Trainer):
         self.plan = plan
         self.pad_id: int = tokenizer.pad_token_id
         self.sampler = _StepSampler(plan, args.process_index)
-        self.meter = _Meter()
+        self.meter = Meter()
         self.step_rows: list[tuple[list[str], Tensor]] = []
         super().__init__(
             model=teach(model),
@@ -268,13 +184,13 @@ class MarginTrainer(Trainer):
             train_dataset=_Steps(train_groups),
             eval_dataset=None if eval_groups is None else _Steps(eval_groups),
             processing_class=tokenizer,
-            callbacks=[_EpochOrder(self.sampler), _Progress(f"train {loss.name}")],
+            callbacks=[EpochOrder(self.sampler), ProgressBar(f"train {loss.name}")],
         )
         self.model_accepts_loss_kwargs = True
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
         if log_file is not None:
-            self.add_callback(_LogFile(log_file))
+            self.add_callback(LogFile(log_file))
 
     # -- data
 
@@ -359,9 +275,9 @@ class MarginTrainer(Trainer):
         scores: SequenceScores = model(batch=inputs)
         result = self._pair_loss(scores, inputs)
         total = self._weighted(result, inputs).sum()
-        self.step_rows.append((_names(inputs), result.loss.detach()))
+        self.step_rows.append((names_of(inputs), result.loss.detach()))
         if inputs["real"]:
-            self._measure(result, scores, inputs)
+            measure(self.meter, result, scores, inputs)
         loss = total / num_items_in_batch * self.accelerator.num_processes
         return (loss, scores) if return_outputs else loss
 
@@ -403,29 +319,10 @@ class MarginTrainer(Trainer):
 
     # -- metrics
 
-    def _measure(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> None:
-        add = self.meter.add
-        if result.target is None:
-            add("nll/token", result.loss, count=float(batch["length"].sum()))
-            return
-        keep = result.target.keep
-        gap = result.rewards.gap.detach()[keep]
-        add("rewards/chosen", result.rewards.chosen[keep])
-        add("rewards/rejected", result.rewards.rejected[keep])
-        add("rewards/margins", gap)
-        add("rewards/accuracies", gap > 0)
-        if scores.logp is not None:
-            add("logps/chosen", scores.logp[batch["pairs"][:, 0]][keep])
-            add("logps/rejected", scores.logp[batch["pairs"][:, 1]][keep])
-        wanted = (torch.logit(result.target.prob) + result.target.margin)[keep]
-        add("target/gap", wanted[torch.isfinite(wanted)])
-        slack = result.target.scale[keep] * gap - result.target.margin[keep]
-        add("slack/violation_rate", slack < 0)
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics to a training log line, reduced over ranks once."""
         if "loss" in logs:
-            names = _SFT_METRICS if self.recipe.target is None else _PAIR_METRICS
+            names = SFT_METRICS if self.recipe.target is None else PAIR_METRICS
             logs = logs | self.meter.reduce(self.accelerator, names)
             logs["num_tokens"] = float(self.state.num_input_tokens_seen)
         super().log(logs, start_time)
@@ -449,14 +346,14 @@ class MarginTrainer(Trainer):
                 with self.compute_loss_context_manager():
                     scores = model(batch=batch)
                 if batch["real"]:
-                    rows |= self._rows(self._pair_loss(scores, batch), scores, batch)
+                    rows |= self._rows(scores, batch)
         if self.args.world_size > 1:
             rows = {number: row for part in gather_object([rows]) for number, row in part.items()}
         table = {
             name: np.array([value for group in sorted(rows) for value in rows[group][name]])
             for name in next(iter(rows.values()), {})
         }
-        metrics = _summarise(table)
+        metrics = summarise(table)
         return EvalLoopOutput(
             predictions=None,  # type: ignore[arg-type]
             label_ids=None,
@@ -464,68 +361,6 @@ class MarginTrainer(Trainer):
             num_samples=len(rows),
         )
 
-    def _rows(self, result: PairLoss, scores: SequenceScores, batch: Batch) -> dict[int, dict[str, list[float]]]:
-        """Values of every pair (or response), by the group's row: an id need not be unique."""
-        columns = {"share": batch["share"], "weighted": self._weighted(result, batch)}
-        if result.target is None:
-            counts = torch.bincount(batch["owner"])
-            columns |= {"tokens": counts, "loss": result.loss}
-        else:
-            columns |= {
-                "chosen": result.rewards.chosen,
-                "rejected": result.rewards.rejected,
-                "label": _labels(batch),
-            }
-            if scores.logp is not None:
-                both = scores.logp[batch["pairs"]]
-                columns |= {"logp_chosen": both[:, 0], "logp_rejected": both[:, 1]}
-        lists = {name: value.cpu().double().tolist() for name, value in columns.items()}
-        rows: dict[int, dict[str, list[float]]] = {number: {c: [] for c in lists} for number in batch["rows"]}
-        for position, group in enumerate(_names(batch, "rows")):
-            for name, values in lists.items():
-                rows[group][name].append(values[position])
-        return rows
-
-
-def _labels(batch: Batch) -> Tensor:
-    """Observed P(chosen is better); 1 for a hard label, NaN for a tie with no observed probability."""
-    label: Tensor = torch.where(torch.isnan(batch["prob"]), torch.ones_like(batch["prob"]), batch["prob"])
-    return torch.where(batch["tie"] & torch.isnan(batch["prob"]), torch.full_like(label, math.nan), label)
-
-
-def _summarise(table: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
-    """The metrics of an evaluation, under TRL's names where it has one."""
-    if not table or not len(table["share"]):
-        return {"loss": math.nan}
-    if "tokens" in table:
-        nll = float(table["loss"].sum() / table["tokens"].sum())
-        return {"loss": nll, "nll/token": nll, "perplexity": math.exp(min(nll, 700.0))}
-    kept = table["share"] > 0
-    gap = table["chosen"] - table["rejected"]
-    metrics = {"loss": float(table["weighted"].sum() / max(table["share"].sum(), 1e-12))}
-    decided = ~np.isnan(table["label"])
-    clear = decided & (table["label"] != 0.5)
-    for name, column in (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")):
-        metrics[name] = float(table[column][kept].mean()) if kept.any() else math.nan
-    metrics["rewards/margins"] = float(gap[kept].mean()) if kept.any() else math.nan
-    if clear.any():
-        metrics["rewards/accuracies"] = float(
-            ((gap > 0) == (table["label"] > 0.5))[clear & (gap != 0)].sum() / clear.sum()
-        )
-    for name, column in (("logps/chosen", "logp_chosen"), ("logps/rejected", "logp_rejected")):
-        if column in table:
-            metrics[name] = float(table[column][kept].mean()) if kept.any() else math.nan
-    if decided.any():
-        label, own = table["label"][decided], gap[decided]
-        metrics["nll"] = float((np.logaddexp(0.0, -own) + (1.0 - label) * own).mean())
-        prob = 1.0 / (1.0 + np.exp(-np.clip(own, -700, 700)))
-        metrics["calibration/brier"] = float(((label - prob) ** 2).mean())
-        metrics["calibration/ece"] = float(expected_calibration_error(prob, label))
-    return metrics
-
-
-def _names(batch: Batch, column: str = "ids") -> list[Any]:
-    """The group that each loss of a batch belongs to, by its id or its row."""
-    if len(batch["pairs"]):
-        return [batch[column][number] for number in batch["group_of"].tolist()]
-    return [name for name, size in zip(batch[column], batch["sizes"], strict=True) for _ in range(size)]
+    def _rows(self, scores: SequenceScores, batch: Batch) -> dict[int, dict[str, list[float]]]:
+        result = self._pair_loss(scores, batch)
+        return rows_of(result, self._weighted(result, batch), scores, batch)

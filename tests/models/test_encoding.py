@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from marginkit.data.encoding import CHATML, EncodedGroup, Encoder
+from marginkit.data.encoded import EncodedGroup
+from marginkit.data.encoding import CHATML, Encoder
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
 from marginkit.records import Content, Group, Pair, Response, Turn

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from marginkit.data.encoding import EncodedGroup, EncodedGroups
+from marginkit.data.encoded import EncodedGroup, EncodedGroups
 from marginkit.models.packing import labels_of, padded_batch
 from marginkit.models.scorer import score
 from marginkit.preparing import best_response_only

@@ -130,7 +130,7 @@ def test_a_pair_that_does_not_count_cannot_break_the_loss(tmp_path: Path) -> Non
     ]
     losses = []
     for number, given in enumerate((groups, heavy)):
-        from marginkit.data.encoding import EncodedGroups
+        from marginkit.data.encoded import EncodedGroups
 
         config = tiny.configured("bt", "train.prompts_per_step=4")
         trainer = tiny.trainer(

@@ -16,10 +16,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import tiny
 from marginkit.config import resolve
-from marginkit.data.encoding import EncodedGroups
+from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import BadInput
+from marginkit.metering import Meter
 from marginkit.run import train
-from marginkit.training import MarginTrainer, _Meter, batch_plan, training_arguments
+from marginkit.training import MarginTrainer, batch_plan, training_arguments
 
 # What MarginTrainer overrides or calls of the installed Trainer, public and private. If an upgrade changes one of
 # these, read the new code and tests/training before changing the line here.
@@ -218,7 +219,7 @@ def test_logged_metrics_are_means_over_the_pairs_of_the_logged_steps(tmp_path: P
 
 def test_the_meter_keeps_its_sums_where_the_values_are() -> None:
     """No tensor of another device is mixed in: sums and counts stay on the device of the values."""
-    meter = _Meter()
+    meter = Meter()
     for _ in range(2):
         meter.add("x", torch.ones(3, device="meta"))
         meter.add("flags", torch.ones(3, dtype=torch.bool, device="meta"))

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from marginkit.data.encoded import EncodedGroup, EncodedGroups, EncodingReport
 from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput
-from marginkit.groups import batched, scratch_file, stream_to_arrow
+from marginkit.groups import batched
 from marginkit.records import Content, Group, Turn, content_text
 
 CHATML = (
@@ -25,149 +23,6 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_FLOATS = pa.list_(pa.float64())
-_INTS = pa.list_(pa.int32())
-ENCODED_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),  # index into the groups it came from
-        ("id", pa.string()),
-        ("prompt_ids", _INTS),
-        ("response_ids", pa.list_(_INTS)),
-        ("grade", _FLOATS),
-        ("utility", _FLOATS),
-        ("chosen", _INTS),
-        ("rejected", _INTS),
-        ("prob", _FLOATS),
-        ("target_gap", _FLOATS),
-        ("strength", _FLOATS),
-        ("weight", _FLOATS),
-        ("tie", pa.list_(pa.bool_())),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedGroup:
-    """One group in tokens. NaN stands for absent in the number columns.
-
-    Args:
-        row: index into the groups it came from.
-        id: the group's id.
-        prompt_ids: tokens of the prompt, once.
-        response_ids: tokens of each response, its end token included.
-        grade: [K] dataset units.
-        utility: [K] logits.
-        chosen: [P] index of the better response.
-        rejected: [P] index of the worse one.
-        prob: [P] observed P(the label is right).
-        target_gap: [P] logits.
-        strength: [P] dataset units.
-        weight: [P].
-        tie: [P].
-        ref_logp: [K] nats under the reference, once joined in.
-    """
-
-    row: int
-    id: str
-    prompt_ids: list[int]
-    response_ids: list[list[int]]
-    grade: list[float]
-    utility: list[float]
-    chosen: list[int]
-    rejected: list[int]
-    prob: list[float]
-    target_gap: list[float]
-    strength: list[float]
-    weight: list[float]
-    tie: list[bool]
-    ref_logp: list[float] | None = None
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prompt and the longest response."""
-        return len(self.prompt_ids) + max(map(len, self.response_ids))
-
-
-class EncodedGroups(Sequence[EncodedGroup]):
-    """Encoded groups in a memory-mapped Arrow table, with the reference scores joined in as a column."""
-
-    def __init__(self, table: pa.Table, keep: object = None) -> None:
-        self._table = table
-        self._keep = keep
-
-    @classmethod
-    def from_iterable(cls, groups: Iterable[EncodedGroup]) -> EncodedGroups:
-        """Stream encoded groups into a scratch file and map it."""
-        scratch = type("Scratch", (), {})()
-        rows = ({name: getattr(group, name) for name in ENCODED_SCHEMA.names} for group in groups)
-        return cls(stream_to_arrow(rows, ENCODED_SCHEMA, scratch_file(scratch, ".arrow")), scratch)
-
-    def __len__(self) -> int:
-        return int(self._table.num_rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return EncodedGroups(self._table.slice(*_bounds(index, len(self))), self._keep)
-        return EncodedGroup(**self._table.slice(range(len(self))[index], 1).to_pylist()[0])
-
-    def __iter__(self) -> Iterator[EncodedGroup]:
-        for batch in self._table.to_batches(max_chunksize=512):
-            for row in batch.to_pylist():
-                yield EncodedGroup(**row)
-
-    def with_ref_logp(self, values: Sequence[Sequence[float]]) -> EncodedGroups:
-        """The same groups with reference log-probabilities, one list a group."""
-        table = self._table
-        if "ref_logp" in table.column_names:
-            table = table.drop_columns(["ref_logp"])
-        return EncodedGroups(table.append_column("ref_logp", pa.array(values, _FLOATS)), self._keep)
-
-    def shapes(self) -> tuple[list[int], list[int]]:
-        """Rows (responses) and longest sequence of every group: what a batch plan needs."""
-        rows, lengths = [], []
-        for batch in self._table.select(["prompt_ids", "response_ids"]).to_batches(max_chunksize=512):
-            prompts = [len(ids) for ids in batch["prompt_ids"]]
-            for prompt, responses in zip(prompts, batch["response_ids"].to_pylist(), strict=True):
-                rows.append(len(responses))
-                lengths.append(prompt + max(map(len, responses)))
-        return rows, lengths
-
-
-def _bounds(index: slice, size: int) -> tuple[int, int]:
-    rows = range(size)[index]
-    if rows.step != 1:
-        raise IndexError("encoded groups are sliced in steps of one")
-    return rows.start, len(rows)
-
-
-@dataclass(slots=True)
-class EncodingReport:
-    """What encoding did: counts, so that nothing is cut or left out unseen."""
-
-    max_length: int = 0
-    groups: int = 0
-    kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    cut_prompts: int = 0
-    eos_added: int = 0
-    boundary_merged: int = 0
-    prompt_tokens: int = 0
-    response_tokens: int = 0
-    longest: int = 0
-    p95: int = 0
-
-    def in_words(self) -> str:
-        """One line for the log."""
-        words = [f"{self.kept} of {self.groups} groups", f"{self.prompt_tokens + self.response_tokens} tokens"]
-        words.append(f"longest {self.longest} of at most {self.max_length}")
-        words += [f"{count} dropped ({reason})" for reason, count in self.dropped.items()]
-        words += [f"{self.cut_prompts} prompts cut on the left"] if self.cut_prompts else []
-        words += [f"{self.boundary_merged} prompts shortened to the common prefix"] if self.boundary_merged else []
-        return ", ".join(words)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain counts."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Encoder:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from marginkit.core.tensors import Labels
-from marginkit.data.encoding import EncodedGroup
+from marginkit.data.encoded import EncodedGroup
 
 Batch = dict[str, Any]
 """Tensors by name, and `ids`, `sizes` (responses) of the groups: what a forward pass and a loss need.
