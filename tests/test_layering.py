@@ -215,7 +215,7 @@ def test_an_import_against_the_arrows_is_seen(module: str, source: str) -> None:
         ("core.rewards", "from .tensors import Rewards"),
         ("core.rewards", "if TYPE_CHECKING:\n    from marginkit.records import Pair"),
         ("registry", "def f():\n    from marginkit.core.loss import Loss"),
-        ("models.packing", "from marginkit.data.encoding import EncodedGroup"),
+        ("models.packing", "from marginkit.data.encoded import EncodedGroup"),
         ("data.encoded", "def f():\n    from transformers import AutoTokenizer"),
         ("cli", "def f():\n    import torch\n    from marginkit import demo"),
         ("cli", "from marginkit import __version__"),

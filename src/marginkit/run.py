@@ -77,7 +77,7 @@ class Run:
         if self.control is not None:
             result["control"] = self.control.to_json()
             result["differences"] = {name: value.to_json() for name, value in self.differences.items()}
-            result["verdict"] = verdict(self.differences)
+            result["verdict"] = verdict(self.differences, names=(self.config.recipe, self.control.config.recipe))
         return result
 
 
