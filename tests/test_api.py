@@ -11,6 +11,7 @@ import pytest
 import marginkit as mk
 
 SOURCE = Path(mk.__file__).read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", mk.__all__)
@@ -89,3 +90,23 @@ def test_errors_are_what_python_users_expect() -> None:
     assert issubclass(mk.BadInput, ValueError)
     assert issubclass(mk.RunFailed, RuntimeError)
     assert mk.BadInput.__base__ is mk.RunFailed.__base__
+
+
+def test_every_public_thing_has_a_docstring() -> None:
+    """Modules, classes, functions and methods without a leading underscore say what they are."""
+    bare = []
+    for path in sorted((ROOT / "src" / "marginkit").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if ast.get_docstring(tree) is None:
+            bare.append(path.name)
+        for scope in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
+            for node in scope.body:
+                if not isinstance(node, (ast.ClassDef, ast.FunctionDef)) or node.name.startswith("_"):
+                    continue
+                if isinstance(scope, ast.ClassDef) and scope.name.startswith("_"):
+                    continue
+                if any("overload" in ast.unparse(mark) for mark in node.decorator_list):
+                    continue
+                if ast.get_docstring(node) is None:
+                    bare.append(f"{path.name}:{node.lineno} {node.name}")
+    assert bare == []
