@@ -54,6 +54,7 @@ ALLOWED["scoring"] = ALLOWED["generate"] = MODELS_AND_DATA
 ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "metering"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
 ALLOWED["callbacks"] = {"progress"}
+ALLOWED["card"] = {"config", "errors"}
 ALLOWED["judges"] = {"data", "store", "records", "groups", "config", "errors", "progress"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}

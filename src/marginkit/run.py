@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from marginkit.card import push, write_card
 from marginkit.config import EncodingConfig, ModelConfig, RunConfig, resolve
 from marginkit.data.encoded import EncodedGroups, EncodingReport
 from marginkit.data.encoding import Encoder
@@ -246,12 +247,16 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         log.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(out / "model"))
-    if config.train.push_to_hub:
-        trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
-    metrics = _judge(config, out, splits) if state.is_main_process else None
+    metrics = None
     if state.is_main_process:
-        write_whole(out / "metrics.json", json.dumps(None if metrics is None else metrics.to_json(), indent=2))
+        metrics = _judge(config, out, splits)
+        told = None if metrics is None else metrics.to_json()
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        write_card(out / "model", config, manifest, told)
+        if config.train.push_to_hub:
+            push(out / "model", config, manifest)
+        write_whole(out / "metrics.json", json.dumps(told, indent=2))
     state.wait_for_everyone()
     return Run(out, config, out / "model", metrics, seconds=time.perf_counter() - began)
 

@@ -44,6 +44,9 @@ _OWN_KEYS = {
     "force",
     "precision",
     "extra",
+    "push_to_hub",  # a finished run is pushed with its card, see card.py
+    "hub_model_id",
+    "hub_private_repo",
 }
 
 
@@ -60,7 +63,7 @@ def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval
     # the key users know; transformers 5.23 renamed it
     if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
         given["activation_checkpointing"] = given.pop("gradient_checkpointing")
-    for name in ("fsdp", "fsdp_config", "deepspeed", "eval_steps", "hub_private_repo"):
+    for name in ("fsdp", "fsdp_config", "deepspeed", "eval_steps"):
         if given[name] is None:
             del given[name]
     if isinstance(given["report_to"], tuple):
