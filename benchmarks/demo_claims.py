@@ -43,6 +43,7 @@ from marginkit.data.encoded import EncodedGroup
 from marginkit.data.encoding import Encoder
 from marginkit.data.pairing import make_pairs
 from marginkit.evaluation.calibration import expected_calibration_error, sigmoid
+from marginkit.kitchen import write_prompt
 from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model
 from marginkit.models.packing import labels_of, padded_batch
 from marginkit.models.scorer import score
@@ -56,7 +57,6 @@ from marginkit.world import (
     make_world,
     preference_prob,
     true_gamma,
-    write_prompt,
 )
 
 MULTIPLES = (0.01, 0.3, 1.0, 3.0, 100.0)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from marginkit import demo
+from marginkit import demo, demo_result, kitchen
 from marginkit import world as w
 from marginkit.config import FreshModel, ModelConfig, resolve
 from marginkit.data.encoded import EncodedGroups
@@ -31,13 +31,13 @@ TINY = {"prompts": 12, "demonstrations": 48, "test": 24, "samples": 2}
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoResult:
+def result(tmp_path_factory: pytest.TempPathFactory) -> demo_result.DemoResult:
     """The demo on a dozen prompts."""
     out = tmp_path_factory.mktemp("demo") / "run"
-    return demo.run_demo(demo.DemoOptions(quality="high", size="small", seed=3, out=out, **TINY))
+    return demo.run_demo(demo_result.DemoOptions(quality="high", size="small", seed=3, out=out, **TINY))
 
 
-def test_the_demo_runs_and_its_table_is_whole(result: demo.DemoResult) -> None:
+def test_the_demo_runs_and_its_table_is_whole(result: demo_result.DemoResult) -> None:
     """Five rows; policies are judged by what they say, reward models by what they pick."""
     columns, rows = result.table
     assert [row[0] for row in rows] == ["sft", "dpo", "mmpo", "bt", "mmpo_rm"]
@@ -49,19 +49,19 @@ def test_the_demo_runs_and_its_table_is_whole(result: demo.DemoResult) -> None:
     assert f"gamma {w.true_gamma('high'):.3f}" in result.title
     for row in result.rows:
         column = "best_of" if row.name in ("bt", "mmpo_rm") else "sampled"
-        assert w.LOWEST <= row.estimates[column].value <= w.HIGHEST
+        assert kitchen.LOWEST <= row.estimates[column].value <= kitchen.HIGHEST
         assert row.estimates[column].clusters == 24
 
 
-def test_the_demo_says_it_in_json_and_two_sentences(result: demo.DemoResult) -> None:
+def test_the_demo_says_it_in_json_and_two_sentences(result: demo_result.DemoResult) -> None:
     """The JSON holds no NaN; the sentences are those of the differences."""
     told = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert [row["name"] for row in told["rows"]] == ["sft", "dpo", "mmpo", "bt", "mmpo_rm"]
     assert told["sentences"] == list(result.sentences)
-    assert result.sentences[1] == demo.sentence("Policies", "DPO", result.differences["policy"])
+    assert result.sentences[1] == demo_result.sentence("Policies", "DPO", result.differences["policy"])
 
 
-def test_the_numbers_are_those_of_the_tables(result: demo.DemoResult) -> None:
+def test_the_numbers_are_those_of_the_tables(result: demo_result.DemoResult) -> None:
     """|P - known P| and its difference, worked out again from the saved tables and the world."""
     world = w.make_world("high", prompts=12, demonstrations=48, dev=2, test=24, seed=3)
     known = {(g.id, p.chosen, p.rejected): p.prob for g in world.graded for p in g.pairs}
@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_the_tables(result: demo.DemoResult) -> None:
     assert found.value == pytest.approx(errors["mmpo_rm"] - errors["bt"])
 
 
-def test_all_start_from_the_same_model(result: demo.DemoResult) -> None:
+def test_all_start_from_the_same_model(result: demo_result.DemoResult) -> None:
     """DPO and MMPO from the same policy; BT and MMPO on the same data."""
     manifests = {
         name: json.loads((result.out / name / "manifest.json").read_text()) for name in ("dpo", "mmpo", "bt", "mmpo_rm")
@@ -101,7 +101,7 @@ def test_unknown_options_are_refused_before_anything_is_made(tmp_path: Path) -> 
     """One line, no folder."""
     for wrong, message in (({"size": "huge"}, "small, medium, large"), ({"quality": "best"}, "high, mixed, low")):
         with pytest.raises(BadInput, match=message):
-            demo.run_demo(demo.DemoOptions(out=tmp_path / "new", **wrong))  # type: ignore[arg-type]
+            demo.run_demo(demo_result.DemoOptions(out=tmp_path / "new", **wrong))  # type: ignore[arg-type]
     assert not (tmp_path / "new").exists()
 
 
@@ -122,7 +122,7 @@ def of(value: float, half: float) -> Estimate:
 )
 def test_the_sentences_follow_the_numbers(difference: Estimate, accuracy: Estimate, words: str) -> None:
     """Better, worse and undecided, and every mixture, are said as they are."""
-    told = demo.sentence("Policies", "DPO", {"nll": difference, "accuracy": accuracy})
+    told = demo_result.sentence("Policies", "DPO", {"nll": difference, "accuracy": accuracy})
     assert words in told
     assert told.startswith("Policies: against DPO, ")
     assert told.count(". ") == 0
@@ -143,7 +143,7 @@ def test_sampling_is_repeatable_and_leaves_the_generator_alone() -> None:
     assert torch.equal(after, torch.rand(1))
     assert tokenizer.padding_side == "right"
     # an untrained model says nothing that this world can read
-    assert (demo.utilities_of(prompts, first) == w.LOWEST).all()
+    assert (demo.utilities_of(prompts, first) == kitchen.LOWEST).all()
 
 
 def test_the_answer_with_the_highest_reward_is_picked() -> None:
@@ -259,4 +259,4 @@ def test_answers_become_groups_with_their_utility() -> None:
     prompt = "Cook a soup with garlic, lemon and rice, no cheese."
     groups = demo.answer_groups([prompt], [["Fry garlic.", ""]])
     assert isinstance(groups, Groups)
-    assert [response.utility for response in groups[0].responses] == pytest.approx([0.9, w.LOWEST])
+    assert [response.utility for response in groups[0].responses] == pytest.approx([0.9, kitchen.LOWEST])

@@ -28,7 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "registry"},
     "store": {"errors"},
     "batching": {"errors", "data.encoded"},
-    "world": {"records", "groups", "tables", "errors"},
+    "kitchen": {"errors"},
+    "world": {"kitchen", "records", "groups", "tables", "errors"},
     "data": {"data", "records", "groups", "tables", "errors"},
     "evaluation": {"evaluation", "records", "groups", "tables", "errors"},
     "reporting": {"reporting", "evaluation", "records", "groups", "tables", "errors"},
@@ -52,8 +53,10 @@ MODELS_AND_DATA = {
 }
 ALLOWED["scoring"] = ALLOWED["generate"] = MODELS_AND_DATA
 ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "metering"}
+ALLOWED["reference"] = MODELS_AND_DATA | {"scoring"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
 ALLOWED["callbacks"] = {"progress"}
+ALLOWED["demo_result"] = {"kitchen", "records"}
 ALLOWED["card"] = {"config", "errors"}
 ALLOWED["judges"] = {"data", "store", "records", "groups", "config", "errors", "progress"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
@@ -76,6 +79,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "evaluation": HEAVY,
     "reporting": HEAVY,
     "world": HEAVY,
+    "kitchen": HEAVY,
     "core": HEAVY - {"torch"} | {"numpy", "pyarrow", "pydantic", "omegaconf"},
 }
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+import marginkit.reference
 import marginkit.scoring
 import tiny
 from marginkit.errors import RunFailed
+from marginkit.reference import reference_logps, reference_settings
 from marginkit.run import train
-from marginkit.scoring import reference_logps, reference_settings, score_batches
+from marginkit.scoring import score_batches
 from marginkit.store import ScoreStore, file_fingerprint, folder_fingerprint
 
 SETTINGS = {"quantity": "logp", "weights": "float32"}
@@ -207,6 +209,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             seen.append(len(scores.length))
             yield indices, scores
 
+    monkeypatch.setattr(marginkit.reference, "score_batches", counted)
     monkeypatch.setattr(marginkit.scoring, "score_batches", counted)
     return seen
 
@@ -325,7 +328,7 @@ def slow_run(start: str, folder: str) -> None:
             yield indices, scores
             time.sleep(0.15)
 
-    marginkit.scoring.score_batches = slow
+    marginkit.reference.score_batches = slow
     train("dpo", killed_settings(start, Path(folder)), train=GROUPS)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marginkit import kitchen
 from marginkit import world as w
 from marginkit.errors import BadInput
 from marginkit.records import Group
@@ -25,35 +26,35 @@ PROMPT = "Cook a soup with garlic, lemon and rice, no cheese."
         ("Enjoy the soup! Enjoy the soup!", {"closing": 1, "unreadable": 1}, -0.4),
         ("Cooking is fun. Why even ask. Cooking is fun.", {"chatter": 2, "rude": 1}, -1.6),
         ("Fry garlic. Fry lem", {"wanted": 1, "unreadable": 1}, -0.1),
-        ("fry garlic", {"unreadable": 1}, w.LOWEST),
-        ("...", {"unreadable": 1}, w.LOWEST),
-        ("", {}, w.LOWEST),
-        ("Fry garlic. " + "Fry cheese. " * 20, {"wanted": 1, "unwanted": 20}, w.LOWEST),
+        ("fry garlic", {"unreadable": 1}, kitchen.LOWEST),
+        ("...", {"unreadable": 1}, kitchen.LOWEST),
+        ("", {}, kitchen.LOWEST),
+        ("Fry garlic. " + "Fry cheese. " * 20, {"wanted": 1, "unwanted": 20}, kitchen.LOWEST),
     ],
 )
 def test_the_utility_is_read_off_the_text(text: str, content: dict[str, int], utility: float) -> None:
     """Worked out by hand from `WORTH`; malformed text included."""
-    assert w.count_content(PROMPT, text) == content
-    assert w.true_utility(PROMPT, text) == pytest.approx(utility)
+    assert kitchen.count_content(PROMPT, text) == content
+    assert kitchen.true_utility(PROMPT, text) == pytest.approx(utility)
 
 
 @given(st.text(max_size=80), st.integers(0, 2**32 - 1))
 def test_every_text_has_a_utility_within_the_bounds(text: str, seed: int) -> None:
     """Any text at all, and any text with a valid sentence in front."""
-    prompt = w.write_prompt(np.random.default_rng(seed))
+    prompt = kitchen.write_prompt(np.random.default_rng(seed))
     for whole in (text, f"Sure! {text}"):
-        assert w.LOWEST <= w.true_utility(prompt, whole) <= w.HIGHEST + 1e-9
+        assert kitchen.LOWEST <= kitchen.true_utility(prompt, whole) <= kitchen.HIGHEST + 1e-9
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(w.WRITERS)))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(kitchen.WRITERS)))
 def test_what_is_written_is_read_back(seed: int, name: str) -> None:
     """Every sentence of a writer is readable, and the request comes back out of the prompt."""
     rng = np.random.default_rng(seed)
-    prompt = w.write_prompt(rng)
-    request = w.parse_prompt(prompt)
+    prompt = kitchen.write_prompt(rng)
+    request = kitchen.parse_prompt(prompt)
     assert len({*request.wanted, request.unwanted}) == 4
-    text = w.write_response(rng, prompt, w.WRITERS[name])
-    counts = w.count_content(prompt, text)
+    text = kitchen.write_response(rng, prompt, kitchen.WRITERS[name])
+    counts = kitchen.count_content(prompt, text)
     assert "unreadable" not in counts
     assert sum(counts.values()) == sum(text.count(mark) for mark in ".!")
 
@@ -62,13 +63,17 @@ def test_nothing_is_gained_by_length() -> None:
     """Repeating a good answer, or adding to it, never raises its utility above the best."""
     best = "Sure! Fry garlic. Add lemon. Boil rice. Enjoy the soup!"
     for more in (best, "Fry tofu.", "Good idea!", "Cooking is fun.", "Boil rice."):
-        assert w.true_utility(PROMPT, f"{best} {more}") < w.true_utility(PROMPT, best) == pytest.approx(w.HIGHEST)
+        assert (
+            kitchen.true_utility(PROMPT, f"{best} {more}")
+            < kitchen.true_utility(PROMPT, best)
+            == pytest.approx(kitchen.HIGHEST)
+        )
 
 
 def test_a_foreign_prompt_is_refused() -> None:
     """Utility is defined for any text, but only for this world's prompts."""
     with pytest.raises(BadInput, match="no prompt of the built-in world"):
-        w.true_utility("Write a poem.", "Sure!")
+        kitchen.true_utility("Write a poem.", "Sure!")
 
 
 def test_raters_prefer_as_bradley_terry_says() -> None:
@@ -118,7 +123,9 @@ def test_a_world_is_a_function_of_its_seed() -> None:
     assert made(4) == made(4)
     assert made(4) != made(5)
     world = w.make_world(prompts=300, demonstrations=300, dev=20, test=50)
-    requests = [w.parse_prompt(str(group.prompt)) for part in (world.graded, world.demonstrations) for group in part]
+    requests = [
+        kitchen.parse_prompt(str(group.prompt)) for part in (world.graded, world.demonstrations) for group in part
+    ]
     assert len(set(requests)) == len(requests) == 670
 
 
@@ -132,7 +139,7 @@ def test_only_the_test_split_tells_the_truth() -> None:
             assert not group.pairs
             assert all(response.utility is None for response in group.responses)
             continue
-        utility = [w.true_utility(str(group.prompt), response.text) for response in group.responses]
+        utility = [kitchen.true_utility(str(group.prompt), response.text) for response in group.responses]
         assert [response.utility for response in group.responses] == pytest.approx(utility)
         assert len(group.pairs) == 6
         for pair in group.pairs:
@@ -172,7 +179,8 @@ def test_gamma_is_the_best_slope(name: str) -> None:
     """On fresh pairs, the known preferences are predicted less well by 0.7 or 1.4 times gamma."""
     rng, quality = np.random.default_rng(9), w.QUALITIES[name]
     groups = [
-        w.graded_group(rng, w.write_prompt(rng), quality, 4, name=str(number), split="test") for number in range(1500)
+        w.graded_group(rng, kitchen.write_prompt(rng), quality, 4, name=str(number), split="test")
+        for number in range(1500)
     ]
     gaps, known = np.array(
         [

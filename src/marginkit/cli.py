@@ -188,7 +188,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train on a built-in world whose true utilities are known: SFT, DPO and MMPO; reward models with BT and MMPO."""
-    from marginkit.demo import DemoOptions, run_demo
+    from marginkit.demo import run_demo
+    from marginkit.demo_result import DemoOptions
 
     result = run_demo(DemoOptions(quality=quality, size=size, seed=seed, out=out))
     if as_json:

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from torch import nn
 
 from marginkit.card import push, write_card
 from marginkit.config import EncodingConfig, ModelConfig, RunConfig, resolve
@@ -23,23 +21,22 @@ from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate
 from marginkit.groups import Groups, write_groups
 from marginkit.models.loading import (
-    ensure_pad,
     fresh_model,
     fresh_tokenizer,
     load_model,
     load_tokenizer,
-    model_folder,
     model_limit,
+    prepare_padding,
     without_dropout,
 )
 from marginkit.models.scorer import probe
 from marginkit.preparing import Splits, prepare, ready
 from marginkit.progress import progress
 from marginkit.records import Estimate, content_text
-from marginkit.registry import Kind, build_loss, load_recipe, resolve_options
+from marginkit.reference import join_reference
+from marginkit.registry import build_loss, load_recipe, resolve_options
 from marginkit.rundir import check_data, last_checkpoint, open_run, run_folder, write_manifest, write_whole
-from marginkit.scoring import Precision, describe_settings, reference_logps, reference_settings, score_tables
-from marginkit.store import ScoreStore, folder_fingerprint
+from marginkit.scoring import choose_precision, score_tables
 from marginkit.tables import Scores
 
 log = logging.getLogger("marginkit")
@@ -192,15 +189,6 @@ def starting_model(config: RunConfig, splits: Splits, out: Path, state: PartialS
     return config.model.model_copy(update={"path": str(folder), "tokenizer": None})
 
 
-def prepare_padding(tokenizer: Any, kind: Kind) -> None:
-    """A pad token: for a reward model one that is not the end token, for a policy any."""
-    if kind == "reward_model":
-        if ensure_pad(tokenizer):
-            log.info("added a pad token, so that the reward is read at the end token itself")
-    elif tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-
 def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state: PartialState) -> Run:
     """Train from `start` into `out` and judge the result; goes on from the last checkpoint if there is one."""
     from transformers import set_seed
@@ -227,7 +215,7 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         encoded, extra["reference"] = join_reference(config, start, model, tokenizer, encoded, out, precision, state)
     plan, words = batch_plan(config.train, encoded["train"], world_size=state.num_processes, seed=config.seed)
     log.info("%s", words)
-    arguments = training_arguments(config, out, precision=_precision_name(precision), has_eval="eval" in encoded)
+    arguments = training_arguments(config, out, precision=precision.name, has_eval="eval" in encoded)
     per = config.train.per or ("prompt" if splits.all_pairs else "pair")
     if state.is_main_process:
         write_manifest(out, config, splits, reports, extra | {"batches": words, "per": per})
@@ -272,20 +260,6 @@ def _judge(config: RunConfig, out: Path, splits: Splits) -> Evaluation | None:
     return evaluate(scores)
 
 
-def choose_precision(config: RunConfig, state: PartialState) -> Precision:
-    """Autocast: bfloat16 on an accelerator that has it, float32 on a CPU, or what `train.precision` says."""
-    device = torch.device(state.device)
-    wanted = config.train.precision
-    if wanted == "auto":
-        able = device.type == "mps" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
-        wanted = "bf16" if able else "fp32"
-    return Precision(device, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[wanted])
-
-
-def _precision_name(precision: Precision) -> str:
-    return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[precision.autocast]
-
-
 def encode_parts(
     config: EncodingConfig, tokenizer: Any, model: Any, parts: Mapping[str, Groups]
 ) -> tuple[dict[str, EncodedGroups], dict[str, EncodingReport]]:
@@ -303,61 +277,6 @@ def encode_parts(
     if not len(encoded["train" if "train" in encoded else next(iter(encoded))]):
         raise BadInput("every group is longer than max_length; raise encoding.max_length")
     return {name: part for name, part in encoded.items() if len(part)}, reports
-
-
-def join_reference(
-    config: RunConfig,
-    start: ModelConfig,
-    model: nn.Module | None,
-    tokenizer: Any,
-    encoded: Mapping[str, EncodedGroups],
-    out: Path,
-    precision: Precision,
-    state: PartialState | None,
-) -> tuple[dict[str, EncodedGroups], dict[str, Any]]:
-    """Join reference log-probabilities from the store into the encoded groups, computing what is missing.
-
-    The reference is `model.reference`, else the model before training: `model` if it is at hand in that state.
-    With `state` every rank takes part and computes its share; None: this process does it alone.
-    """
-    holder = (
-        start.model_copy(update={"path": config.model.reference, "lora": None}) if config.model.reference else start
-    )
-
-    def load() -> nn.Module:
-        if model is not None and config.model.reference is None:
-            return model.to(precision.device) if start.quantization is None else model
-        reference = load_model(holder, "policy", tokenizer, trainable=False)
-        return reference.to(precision.device) if start.quantization is None else reference
-
-    folder = Path(config.store.path) if config.store.use else out / "store"
-    fingerprint = folder_fingerprint(model_folder(str(holder.path), holder.revision), folder / "files.json")
-    settings = reference_settings(
-        holder.attention or "default", holder.dtype or "float32", holder.quantization, precision
-    )
-    joined: dict[str, EncodedGroups] = {}
-    with ScoreStore(folder, fingerprint, settings) as store:
-        for count, other in store.under_other_settings():
-            log.info(
-                "store: %d scores of this model are kept under %s; not used", count, describe_settings(settings, other)
-            )
-        for name, groups in encoded.items():
-            rows = sum(groups.shapes()[0])
-            with progress(rows, f"reference {name}") as bar:
-                share = (0, 1) if state is None else (state.process_index, state.num_processes)
-                tokens = config.train.tokens_per_micro_batch
-                make = {"pad_id": tokenizer.pad_token_id, "tokens": tokens, "precision": precision}
-                found = reference_logps(load, groups, store, **make, share=share, progress=bar)
-                if found is None:
-                    assert state is not None, "a share was computed, so there are other ranks"
-                    state.wait_for_everyone()
-                    with ScoreStore(folder, fingerprint, settings) as everyone:
-                        found = reference_logps(load, groups, everyone, **make)
-            assert found is not None
-            joined[name] = groups.with_ref_logp(found)
-        total = sum(sum(groups.shapes()[0]) for groups in encoded.values())
-        log.info("reference: %d scores computed, %d kept before (%s)", store.added, total - store.added, store.folder)
-    return joined, {"path": str(holder.path), "fingerprint": fingerprint, "settings": settings}
 
 
 def score(

@@ -1,18 +1,19 @@
-"""Groups and a model: scores of every response, from the store where it has them, and the two tables."""
+"""Groups and a model: scores of every response, and the two tables."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from marginkit.batching import BatchPlan
+from marginkit.config import RunConfig
 from marginkit.core.loss import Loss
 from marginkit.core.tensors import Labels, SequenceScores
 from marginkit.data.encoded import EncodedGroup, EncodedGroups
@@ -20,12 +21,10 @@ from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput, RunFailed
 from marginkit.groups import Groups
 from marginkit.models.loading import core_of
-from marginkit.models.packing import LABEL_COLUMNS, Batch, labels_of, number_dtype, padded_batch
+from marginkit.models.packing import Batch, labels_of, number_dtype, padded_batch
 from marginkit.models.scorer import score
-from marginkit.store import ScoreStore
 from marginkit.tables import PAIRS_SCHEMA, RESPONSES_SCHEMA, Scores
 
-log = logging.getLogger("marginkit")
 Progress = Callable[[int], None]
 
 
@@ -35,6 +34,11 @@ class Precision:
 
     device: torch.device
     autocast: torch.dtype | None = None
+
+    @property
+    def name(self) -> str:
+        """bf16, fp16 or fp32."""
+        return {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[self.autocast]
 
     def context(self) -> AbstractContextManager[Any]:
         """The autocast of this precision."""
@@ -73,109 +77,6 @@ def score_batches(
             yield micro.groups, scores
     finally:
         model.train(was_training)
-
-
-def reference_settings(attention: str, weights: str, quantization: str | None, precision: Precision) -> dict[str, Any]:
-    """What decides a stored log-probability besides the model's weights and the tokens."""
-    import transformers
-
-    return {
-        "quantity": "logp",
-        "weights": weights,
-        "quantization": quantization or "none",
-        "autocast": "none" if precision.autocast is None else str(precision.autocast).removeprefix("torch."),
-        "device": precision.device.type,
-        "attention": attention,
-        "layout": "padded",
-        "torch": ".".join(torch.__version__.split(".")[:2]),
-        "transformers": ".".join(transformers.__version__.split(".")[:2]),
-    }
-
-
-def reference_logps(
-    model: nn.Module | Callable[[], nn.Module],
-    encoded: EncodedGroups,
-    store: ScoreStore,
-    *,
-    pad_id: int,
-    tokens: int,
-    precision: Precision,
-    share: tuple[int, int] = (0, 1),
-    progress: Progress | None = None,
-) -> list[list[float]] | None:
-    """Log-probabilities of every response under the reference, computing only what the store lacks.
-
-    Each batch is kept as soon as it is computed. With several ranks, `share` is (rank, ranks): each computes its part
-    and gets None, then reads all of it with `share=(0, 1)`.
-
-    Args:
-        model: the reference, or a function that loads it, called only if something is missing.
-        encoded: encoded groups.
-        store: where scores are kept.
-        pad_id: padding token.
-        tokens: padded tokens of one batch.
-        precision: how to compute; the same as in training, or the first gap is not 0.
-        share: (rank, ranks).
-        progress: called with the number of responses as they are done.
-
-    Returns:
-        [group][response] nats.
-
-    Raises:
-        RunFailed: a score is not finite, or the store cannot be written.
-    """
-    keys = [[store.key(group.prompt_ids, ids) for ids in group.response_ids] for group in encoded]
-    flat = store.get([key for group in keys for key in group])
-    values = iter(flat)
-    known = [[next(values) for _ in group] for group in keys]
-    todo = [i for i, group in enumerate(known) if any(value is None for value in group)]
-    if progress is not None:
-        progress(sum(value is not None for value in flat))
-    # by the group's own number, not its place in `todo`: a rank that comes later has less to do than one before it
-    wanted = _Missing(encoded, [index for index in todo if index % share[1] == share[0]], known)
-    if len(wanted):
-        model = model if isinstance(model, nn.Module) else model()
-        for indices, scores in score_batches(model, wanted, pad_id=pad_id, tokens=tokens, precision=precision):
-            assert scores.logp is not None
-            logps = iter(scores.logp.tolist())
-            rows = []
-            for index in indices:
-                group = wanted[index]
-                for ids in group.response_ids:
-                    value = next(logps)
-                    if value != value or value in (float("inf"), float("-inf")):
-                        raise RunFailed(f"group {group.id}: the reference gives it log-probability {value}")
-                    rows.append((store.key(group.prompt_ids, ids), value))
-            store.add(rows)
-            if progress is not None:
-                progress(len(rows))
-    if share[1] > 1:
-        return None
-    complete = iter(store.get([key for group in keys for key in group]))
-    return [[_present(next(complete)) for _ in group] for group in keys]
-
-
-def _present(value: float | None) -> float:
-    assert value is not None, "every score has just been stored"
-    return value
-
-
-class _Missing(Sequence[EncodedGroup]):
-    """The groups that lack a score, each with only the responses that do; made when they are asked for."""
-
-    def __init__(self, groups: EncodedGroups, rows: Sequence[int], known: Sequence[Sequence[float | None]]) -> None:
-        self.groups, self.rows, self.known = groups, rows, known
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: Any) -> Any:
-        row = self.rows[index]
-        group: EncodedGroup = self.groups[row]
-        missing = [ids for ids, value in zip(group.response_ids, self.known[row], strict=True) if value is None]
-        absent = [float("nan")] * len(missing)
-        bare: dict[str, Any] = {name: [] for name in ("chosen", "rejected", "tie", *LABEL_COLUMNS)}
-        return replace(group, response_ids=missing, grade=absent, utility=absent, ref_logp=None, **bare)
 
 
 def score_tables(
@@ -308,6 +209,11 @@ def _target_gaps(loss: Loss, item: EncodedGroup) -> list[float | None]:
     return [None if gap != gap or gap in (float("inf"), float("-inf")) else gap for gap in gaps]
 
 
-def describe_settings(settings: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Where other settings differ from these, in words."""
-    return ", ".join(f"{name}={other.get(name)}" for name in settings if other.get(name) != settings[name])
+def choose_precision(config: RunConfig, state: PartialState) -> Precision:
+    """Autocast: bfloat16 on an accelerator that has it, float32 on a CPU, or what `train.precision` says."""
+    device = torch.device(state.device)
+    wanted = config.train.precision
+    if wanted == "auto":
+        able = device.type == "mps" or (device.type == "cuda" and torch.cuda.is_bf16_supported())
+        wanted = "bf16" if able else "fp32"
+    return Precision(device, {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[wanted])

@@ -91,7 +91,8 @@ def test_a_non_finite_gradient_of_a_finite_loss_names_the_groups_of_the_step(tmp
 
 def test_a_nan_reference_score_never_enters_the_store_or_the_tables(tmp_path: Path) -> None:
     """A reference or a trained model that gives NaN is named with the group, and stops."""
-    from marginkit.scoring import reference_logps, score_tables
+    from marginkit.reference import reference_logps
+    from marginkit.scoring import score_tables
     from marginkit.store import ScoreStore
 
     groups = tiny.graded_groups(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import nn
 from marginkit.config import FreshModel, ModelConfig
 from marginkit.errors import BadInput
 from marginkit.registry import Kind
+
+log = logging.getLogger("marginkit")
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 _CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -102,6 +105,15 @@ def ensure_pad(tokenizer: Any) -> bool:
         return False
     tokenizer.add_special_tokens({"pad_token": PAD})
     return True
+
+
+def prepare_padding(tokenizer: Any, kind: Kind) -> None:
+    """A pad token: for a reward model one that is not the end token, for a policy any."""
+    if kind == "reward_model":
+        if ensure_pad(tokenizer):
+            log.info("added a pad token, so that the reward is read at the end token itself")
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def fresh_model(fresh: FreshModel, kind: Kind, tokenizer: Any, *, seed: int) -> nn.Module:
