@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## graded feedback in, trained and calibrated models out, on a built-in world (about 4 minutes, no network)
+demo: $(STAMP)  ## graded feedback in, trained and calibrated models out, on a built-in world (a minute or two, no network)
 	$(BIN)/marginkit demo
 
 test: $(STAMP)  ## the quick suite (a few minutes on two cores, no network, no GPU)

@@ -199,6 +199,7 @@ def demo(
     _table(result.title, columns, rows)
     for sentence in result.sentences:
         _print(sentence)
+    _print("one seed, one kind of raters: --quality high | mixed | low and --seed ask again; docs/log.md has them all")
 
 
 @app.command("list", epilog="Example:  marginkit list mmpo --yaml > mmpo.yaml")
