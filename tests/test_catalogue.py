@@ -489,7 +489,7 @@ def test_a_file_that_is_no_mapping_is_refused_by_its_path(tmp_path: Path, conten
     path = tmp_path / "run.yaml"
     path.write_bytes(content)
     found = message_of(lambda: read_yaml(path))
-    assert found.startswith(f"{path}: ")
+    assert found.startswith(f"{path}:")
     assert message in found
 
 

@@ -235,7 +235,9 @@ def test_the_report_pairs_seeds_and_marks_only_what_is_clear(claims: ModuleType)
             {"quality": "high", "seed": seed, "size": "small", "runs": runs, "seconds": 60.0, "machine": "a machine"}
         )
     text = claims.report(cells)
-    rows = [line for line in text.splitlines() if line.startswith("| high")]
+    rows = [line for line in text.splitlines() if line.startswith("| high | small")]
+    averaged = [line for line in text.splitlines() if line.startswith("| high | all")]
+    assert averaged == [row.replace("| small |", "| all |") for row in rows]  # of one size
     assert len(rows) == 8
     assert "-0.048 ± 0.002 **better**" in rows[1]
     assert "+0.000 ± 0.000 |" in rows[1]

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -82,8 +82,9 @@ def check(
     if len(found.items) > 10:
         _print(f"... and {len(found.items) - 10} more; --json lists them")
     if refused:
-        why = "more than 5% of the rows contradict their label" if len(groups) else "no row is left"
-        raise BadInput(f"{found.file}: training would refuse it: {why}; see --contradiction, or correct the rows")
+        contradicts = "more than 5% of the rows contradict their label; see --contradiction, or correct the rows"
+        why = contradicts if len(groups) else "no row is left; correct them"
+        raise BadInput(f"{found.file}: training would refuse it: {why}")
 
 
 @app.command(
@@ -105,7 +106,11 @@ def train(
     config = resolve(recipe, overrides or [])
     from marginkit.run import train as run_train  # imports torch and transformers: seconds
 
-    run = run_train(config)
+    try:
+        run = run_train(config)
+    except KeyboardInterrupt:
+        where = config.out or f"the new folder runs/{config.recipe}-N"
+        _fail(f"interrupted; the same command with out={where} goes on from the last checkpoint", 130)
     if int(os.environ.get("RANK", "0")) != 0:
         return
     if as_json:
@@ -136,6 +141,8 @@ def score(
     from marginkit.data.sources import read_groups
     from marginkit.data.splits import select_split
 
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out}: is a file; name a folder")
     groups, _ = read_groups(files if len(files) > 1 else files[0], columns=_assignments(column))
     if split is not None:
         groups = select_split(groups, split)
@@ -390,6 +397,6 @@ def main() -> None:
         _fail("out of memory; lower train.tokens_per_micro_batch or encoding.max_length, or add model.lora", 1)
 
 
-def _fail(error: object, code: int) -> None:
+def _fail(error: object, code: int) -> NoReturn:
     sys.stderr.write(f"marginkit: {error}\n")
     raise SystemExit(code)

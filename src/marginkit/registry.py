@@ -148,7 +148,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise BadInput(f"{path}: not readable YAML ({str(error).splitlines()[0]})") from None
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark is not None else str(path)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadInput(f"{place}: not readable YAML ({problem})") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: expected a mapping of keys, got {type(content).__name__}")
     return {str(key): value for key, value in content.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,14 +112,20 @@ def train(
     out = run_folder(config)
     if train is not None:
         config = config.with_(data=config.data.model_copy(update={"train": (str(out / "groups.jsonl"),)}))
+    new = not out.exists()
     if state.is_main_process:
         open_run(config.with_(out=str(out)))
         check_data(out, splits)
         if train is not None:
             write_groups(train, out / "groups.jsonl")  # so that the configuration is enough to repeat the run
     state.wait_for_everyone()
-    start = starting_model(config, splits, out, state)
-    run = fit(config, splits, out, start, state)
+    try:
+        start = starting_model(config, splits, out, state)
+        run = fit(config, splits, out, start, state)
+    except BadInput:
+        if new and state.is_main_process and last_checkpoint(out) is None:
+            shutil.rmtree(out)  # made a moment ago for a run that never began
+        raise
     if config.train.control is None:
         return run
     twin = config.with_(
@@ -157,6 +165,10 @@ def check_model(config: RunConfig) -> None:
     model, train = config.model, config.train
     if model.path is None:
         raise BadInput("model.path is missing: a folder, a hub name, or model.path=fresh for a small random model")
+    if (Path(model.path) / "config.yaml").is_file():
+        raise BadInput(f"model.path={model.path}: is a run; its model is {Path(model.path) / 'model'}")
+    if config.out is not None and Path(config.out).exists() and not Path(config.out).is_dir():
+        raise BadInput(f"out={config.out}: is a file; name a folder")
     half = model.dtype in ("bfloat16", "float16") and model.lora is None
     if half and train.learning_rate < 1e-5 and not train.force:
         raise BadInput(
@@ -215,6 +227,7 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         encoded, extra["reference"] = join_reference(config, start, model, tokenizer, encoded, out, precision, state)
     plan, words = batch_plan(config.train, encoded["train"], world_size=state.num_processes, seed=config.seed)
     log.info("%s", words)
+    config = without_idle_warmup(config, len(plan))
     arguments = training_arguments(config, out, precision=precision.name, has_eval="eval" in encoded)
     per = config.train.per or ("prompt" if splits.all_pairs else "pair")
     if state.is_main_process:
@@ -247,6 +260,21 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         write_whole(out / "metrics.json", json.dumps(told, indent=2))
     state.wait_for_everyone()
     return Run(out, config, out / "model", metrics, seconds=time.perf_counter() - began)
+
+
+def without_idle_warmup(config: RunConfig, steps_an_epoch: int) -> RunConfig:
+    """Leave the warm-up out where it would take every step: its first step has rate 0, so nothing would be trained."""
+    train = config.train
+    total = train.max_steps if train.max_steps > 0 else math.ceil(steps_an_epoch * train.num_train_epochs)
+    warm = train.warmup_steps if train.warmup_steps >= 1 else math.ceil(total * train.warmup_steps)
+    if warm < total:
+        return config
+    log.info(
+        "%d optimizer step(s) in all, so the warm-up of %g is left out; a smaller train.prompts_per_step gives more",
+        total,
+        warm,
+    )
+    return config.with_(train=train.model_copy(update={"warmup_steps": 0.0}))
 
 
 def _judge(config: RunConfig, out: Path, splits: Splits) -> Evaluation | None:
@@ -352,6 +380,8 @@ def _what_to_score(
         start = config.model.model_copy(update={"path": manifest["start"], "tokenizer": None})
         return config, trained, start
     if recipe is None:
+        if not folder.exists():
+            raise BadInput(f"{folder}: no such run or model; a model on the hub needs --recipe, e.g. --recipe bt")
         held = folder / "config.json"
         names = json.loads(held.read_text(encoding="utf-8")).get("architectures") or [] if held.is_file() else []
         if not any("SequenceClassification" in name for name in names):

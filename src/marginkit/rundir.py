@@ -46,7 +46,10 @@ def open_run(config: RunConfig) -> Path:
             raise BadInput(f"out={out}: this run is finished; choose another folder, or remove it to run it again")
     elif out.exists() and any(out.iterdir()):
         raise BadInput(f"out={out}: not empty, and not a run; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"out={out}: cannot be made ({error.strerror}); name another folder") from None
     if not held.is_file():
         write_whole(held, to_yaml(config.with_(out=str(out))))
     return out

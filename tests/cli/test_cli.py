@@ -97,8 +97,9 @@ def test_help_lists_and_typos_answer_without_torch(words: list[str], code: int) 
         (["train", "bt", *FRESH, "data.train=ratings.jsonl", "data.train_split=demo"], "'demo'"),
         (["check", "nothing.jsonl"], "nothing.jsonl: no such file"),
         (["evaluate", "nowhere"], "nowhere: no such run, folder of tables or Parquet file"),
-        (["score", "nowhere", "ratings.jsonl"], "nowhere: not a run, and not a saved reward model"),
+        (["score", "nowhere", "ratings.jsonl"], "nowhere: no such run or model"),
         (["list", "--yaml"], "name the recipe"),
+        (["train", "bt", *FRESH, "data.train=ratings.jsonl", "out=ratings.jsonl"], "out=ratings.jsonl: is a file"),
         (["check", "ratings.jsonl", "--column", "x"], "write NAME=MEANING"),
     ],
 )
@@ -207,3 +208,41 @@ def test_the_starter_file_trains(
     code, _, err = call(monkeypatch, capsys, "train", "bt.yaml", "out=run", *FRESH)
     assert code == 0, err
     assert (ratings.parent / "run" / "metrics.json").is_file()
+
+
+def test_a_refused_run_leaves_no_folder_behind(
+    ratings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way out that the message names works in the same folder."""
+    command = ["train", "bt", "data.train=ratings.jsonl", "out=run", *FRESH]
+    code, _, err = call(monkeypatch, capsys, *command, "encoding.max_length=3")
+    assert code == 2
+    assert "raise encoding.max_length" in err
+    assert not (ratings.parent / "run").exists()
+    code, _, err = call(monkeypatch, capsys, *command)
+    assert code == 0, err
+
+
+def test_a_single_step_still_trains(
+    ratings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One optimizer step in all is not spent on a warm-up at rate 0; the log says so."""
+    from safetensors.torch import load_file
+
+    code, _, err = call(monkeypatch, capsys, "train", "bt", "data.train=ratings.jsonl", "out=run", *FRESH)
+    assert code == 0, err
+    assert "1 optimizer step(s) in all, so the warm-up of 1 is left out" in err
+    before = load_file(ratings.parent / "run" / "start" / "model.safetensors")
+    after = load_file(ratings.parent / "run" / "model" / "model.safetensors")
+    assert any(not before[name].equal(after[name]) for name in before)
+
+
+def test_a_run_is_not_a_model(
+    ratings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's folder given as a model is named for what it is."""
+    (ratings.parent / "held").mkdir()
+    (ratings.parent / "held" / "config.yaml").write_text("recipe: bt", encoding="utf-8")
+    code, _, err = call(monkeypatch, capsys, "train", "bt", "data.train=ratings.jsonl", "model.path=held")
+    assert code == 2
+    assert "model.path=held: is a run; its model is held/model" in err

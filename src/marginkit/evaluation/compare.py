@@ -15,6 +15,7 @@ from marginkit.evaluation.metrics import Evaluation, PairColumns, read_tables
 from marginkit.records import Estimate
 from marginkit.tables import Scores
 
+_FEW = 20  # pairs below which no calibration verdict is given
 _KEY = ["group", "chosen", "rejected"]
 _WORDS = {"nll": "NLL", "brier": "Brier score", "accuracy": "accuracy", "prob_error": "distance from the target"}
 
@@ -109,7 +110,8 @@ def verdict(differences: Mapping[str, Estimate], *, names: tuple[str, str] = ("T
     for name, found in differences.items():
         side = found if name == "accuracy" else Estimate(-found.value, -found.high, -found.low, found.n, found.clusters)
         kind = "better" if side.low > 0 else "worse" if side.high < 0 else "same"
-        groups[kind].append(f"{_WORDS[name]} ({found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}])")
+        held = "no interval" if math.isnan(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]"
+        groups[kind].append(f"{_WORDS[name]} ({found.value:+.4f} {held})")
     n = max((found.n for found in differences.values()), default=0)
     told = [f"the {kind} {' and '.join(groups[kind])}" for kind in ("better", "worse") if groups[kind]]
     first, second = names
@@ -173,6 +175,8 @@ def _remark(name: str, evaluation: Evaluation) -> str:
     if name == "nll" and counts.get("no_probability"):
         return f"{counts['no_probability']} ties without an observed probability left out"
     if name == "ece" and "calibrated" in told:
+        if found.n < _FEW:
+            return f"{found.n} pairs are too few to say whether it is calibrated"
         side = "inside" if told["inside_floor"] else "above"
         judged = "calibrated" if told["calibrated"] else "not calibrated"
         still = ", but its interval leaves out 0" if told["inside_floor"] and not told["calibrated"] else ""
