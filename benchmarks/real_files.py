@@ -1,7 +1,7 @@
 """Train on real graded files, by the command line alone, and print a table for docs/log.md.
 
 Models are small and fresh (random weights, own tokenizer), so the figures say that the way works from end to end, not
-how good a method is on a real model. Settings were fixed beforehand and are the same for every recipe of a kind.
+how good a method is on a real model. Settings are the same for every recipe of a kind and file, and were not tuned.
 
     python benchmarks/real_files.py ../shared/data --out /tmp/real
 """

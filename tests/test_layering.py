@@ -57,6 +57,7 @@ ALLOWED["reference"] = MODELS_AND_DATA | {"scoring"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
 ALLOWED["callbacks"] = {"progress"}
 ALLOWED["demo_result"] = {"kitchen", "records"}
+ALLOWED["listing"] = {"registry"}
 ALLOWED["card"] = {"config", "errors"}
 ALLOWED["judges"] = {"data", "store", "records", "groups", "config", "errors", "progress"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}

@@ -12,6 +12,7 @@ import pytest
 from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import replicates
 from marginkit.evaluation.calibration import fit_temperature, sigmoid
+from marginkit.evaluation.compare import rows
 from marginkit.evaluation.metrics import evaluate
 from marginkit.tables import PAIRS_SCHEMA, RESPONSES_SCHEMA, Scores
 
@@ -305,3 +306,13 @@ def test_evaluation_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_few_pairs_get_no_calibration_verdict():
+    """Below twenty labelled pairs nothing is said; from twenty on something is."""
+    few, enough = evaluate(_graded(19, 1.0, 0)), evaluate(_graded(20, 1.0, 0))
+    assert few.verdict["calibrated"] is None
+    assert enough.verdict["calibrated"] is not None
+    assert dict((name, told) for name, _, told in rows(few))["calibration error (ECE)"] == (
+        "19 pairs are too few to say whether it is calibrated"
+    )

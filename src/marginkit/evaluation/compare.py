@@ -15,7 +15,6 @@ from marginkit.evaluation.metrics import Evaluation, PairColumns, read_tables
 from marginkit.records import Estimate
 from marginkit.tables import Scores
 
-_FEW = 20  # pairs below which no calibration verdict is given
 _KEY = ["group", "chosen", "rejected"]
 _WORDS = {"nll": "NLL", "brier": "Brier score", "accuracy": "accuracy", "prob_error": "distance from the target"}
 
@@ -175,7 +174,7 @@ def _remark(name: str, evaluation: Evaluation) -> str:
     if name == "nll" and counts.get("no_probability"):
         return f"{counts['no_probability']} ties without an observed probability left out"
     if name == "ece" and "calibrated" in told:
-        if found.n < _FEW:
+        if told["calibrated"] is None:
             return f"{found.n} pairs are too few to say whether it is calibrated"
         side = "inside" if told["inside_floor"] else "above"
         judged = "calibrated" if told["calibrated"] else "not calibrated"

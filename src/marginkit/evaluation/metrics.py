@@ -41,6 +41,10 @@ from marginkit.tables import Scores
 Mask = npt.NDArray[np.bool_]
 
 
+FEW = 20
+"""Labelled pairs below which nothing is said about calibration."""
+
+
 class Evaluation(dict[str, Estimate]):
     """Estimates by name, with what they rest on.
 
@@ -291,7 +295,7 @@ def _calibration(
     soft = bool(((label > 0) & (label < 1)).any())
     inside = found["ece"].value <= floor.high
     # The floor of single outcomes is too high for vote shares: there the debiased value must reach 0 as well.
-    calibrated = inside and not (soft and found["ece_debiased"].low > 0)
+    calibrated = None if len(gap) < FEW else inside and not (soft and found["ece_debiased"].low > 0)
     return found, {
         "calibrated": calibrated,
         "inside_floor": inside,
