@@ -11,12 +11,15 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-from marginkit.core.tensors import Labels, PairScores, Population, Rewards, SequenceScores, Target
+from marginkit.core.tensors import SCORE_FIELDS, Labels, PairScores, Population, Rewards, SequenceScores, Target
 from marginkit.errors import BadInput, ShapeError
 
 Per = Literal["pair", "response"]
-Couples = Literal["none", "population"]
-EVIDENCE = frozenset({"utility_gap", "grade_gap"})
+Couples = Literal["none", "population", "batch"]
+Remembers = Literal["nothing", "queue", "moments"]
+Asks = Literal["gap", "anchored", "own", "logp"]
+SCORES = frozenset({*SCORE_FIELDS, "hidden"})
+COLUMNS = tuple(field.name for field in fields(Target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +28,52 @@ class Part:
 
     Args:
         kind: reward, target or objective.
-        per: what one loss value belongs to.
-        couples: none, or population: the value of a pair depends on other pairs.
-        needs: score fields (rewards), or evidence: utility_gap, grade_gap (targets).
+        per: what one value belongs to.
+        needs: score fields; for targets also evidence (utility_gap, grade_gap) and columns of circumstance (chance).
+        reads: label columns that a target uses where they are there.
+        anchored: the zero of the reward means something (rewards).
+        makes: the columns that a target sets; the others keep their defaults.
+        couples: none; population: the target depends on other pairs, handed in; batch: on the pairs of the same call.
+        remembers: what of earlier passes a population holds.
+        population_of: the reward whose values make the population; None: the recipe's own.
+        training_only: the target is a device of training; evaluation uses the bare label.
+        ties_match: ties stay, with a margin of 0 to match.
+        uses: the target columns that change the loss (objectives).
+        matches: the loss is least where the gap equals the margin, not where it exceeds it (objectives).
+        asks: what of the rewards an objective needs: gap (a constant added to both changes nothing), anchored (a
+            reward whose zero means something), own (the objective fixes the zero itself), logp (log-probabilities).
         smooth: the gradient is continuous (objectives).
-        shift_invariant: adding a constant to all rewards changes nothing (objectives).
         finite_to: value and gradient are finite for |reward| up to here (objectives).
-        uses_prob: the target's `prob` changes the loss (objectives).
         normaliser: what the loss of an optimizer step is divided by.
     """
 
     kind: Literal["reward", "target", "objective"]
     per: Per = "pair"
-    couples: Couples = "none"
     needs: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+    anchored: bool = False
+    makes: frozenset[str] = frozenset()
+    couples: Couples = "none"
+    remembers: Remembers = "nothing"
+    population_of: "RewardFunction | None" = None
+    training_only: bool = False
+    ties_match: bool = False
+    uses: frozenset[str] = frozenset()
+    matches: bool = False
+    asks: Asks = "gap"
     smooth: bool = True
-    shift_invariant: bool = True
     finite_to: float = 1e4
-    uses_prob: bool = True
-    normaliser: Literal["pair", "token"] = "pair"
+    normaliser: Literal["pair", "response", "token"] = "pair"
+
+    @property
+    def shift_invariant(self) -> bool:
+        """Whether a constant added to all rewards changes nothing."""
+        return self.asks == "gap"
+
+    @property
+    def scores(self) -> frozenset[str]:
+        """The score fields among the needs."""
+        return self.needs & SCORES
 
 
 class RewardFunction(Protocol):
@@ -63,8 +93,15 @@ class TargetFunction(Protocol):
     part: Part
     __name__: str
 
-    def __call__(self, labels: Labels, gap: Tensor, population: Population | None = None, **options: Any) -> Target:
-        """Apply it."""
+    def __call__(
+        self,
+        labels: Labels,
+        gap: Tensor,
+        population: Population | None = None,
+        scores: PairScores | None = None,
+        **options: Any,
+    ) -> Target:
+        """Apply it; `scores` goes on to the functions that declare a need of them."""
         ...
 
 
@@ -83,11 +120,11 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-def reward(*, needs: Iterable[str]) -> Callable[[Callable[..., Rewards]], RewardFunction]:
-    """Declare a reward function and the score fields it reads."""
+def reward(*, needs: Iterable[str], anchored: bool = False) -> Callable[[Callable[..., Rewards]], RewardFunction]:
+    """Declare a reward function, the score fields it reads, and whether its zero means something."""
 
     def declare(function: Callable[..., Rewards]) -> RewardFunction:
-        part = Part("reward", needs=frozenset(needs))
+        part = Part("reward", needs=frozenset(needs), anchored=anchored)
 
         @wraps(function)
         def checked(scores: SequenceScores | PairScores, **options: Any) -> Rewards:
@@ -112,34 +149,67 @@ def reward(*, needs: Iterable[str]) -> Callable[[Callable[..., Rewards]], Reward
 
 
 def target(
-    *, needs: Iterable[str] = (), couples: Couples = "none"
+    *,
+    needs: Iterable[str] = (),
+    reads: Iterable[str] = (),
+    makes: Iterable[str] = (),
+    per: Per = "pair",
+    couples: Couples = "none",
+    remembers: Remembers = "nothing",
+    population_of: RewardFunction | None = None,
+    training_only: bool = False,
+    ties_match: bool = False,
 ) -> Callable[[Callable[..., Target]], TargetFunction]:
-    """Declare a target function, the evidence it needs and whether it looks at other pairs."""
+    """Declare a target function: what it needs, what it makes, and whether it looks at other pairs.
+
+    A function that declares a need of score fields is called with them, detached, as its fourth argument.
+    """
 
     def declare(function: Callable[..., Target]) -> TargetFunction:
-        part = Part("target", couples=couples, needs=frozenset(needs))
+        part = Part(
+            "target",
+            per=per,
+            needs=frozenset(needs),
+            reads=frozenset(reads),
+            makes=frozenset(makes),
+            couples=couples,
+            remembers=remembers,
+            population_of=population_of,
+            training_only=training_only,
+            ties_match=ties_match,
+        )
+        name = function.__name__
 
         @wraps(function)
-        def checked(labels: Labels, gap: Tensor, population: Population | None = None, **options: Any) -> Target:
+        def checked(
+            labels: Labels,
+            gap: Tensor,
+            population: Population | None = None,
+            scores: PairScores | None = None,
+            **options: Any,
+        ) -> Target:
             if gap.ndim != 1:
-                raise ShapeError(f"target {function.__name__}: gap has shape {_shape(gap)}, expected [pair]")
-            for name, value in ((column.name, getattr(labels, column.name)) for column in fields(labels)):
-                want = [len(gap), 2] if name in ("grade", "utility") else [len(gap)]
-                if value is not None and _shape(value) != want:
-                    raise ShapeError(
-                        f"target {function.__name__}: labels.{name} has shape {_shape(value)}, expected {want}"
-                    )
+                raise ShapeError(f"target {name}: gap has shape {_shape(gap)}, expected [{per}]")
+            _check_labels(name, labels, len(gap), per)
             if part.couples == "population" and population is None:
-                raise BadInput(f"target {function.__name__} needs a population of gaps")
-            made = function(labels, gap.detach(), population, **options)
-            for name in ("margin", "prob", "weight", "scale", "keep"):
-                column: Tensor = getattr(made, name)
-                if column.shape != gap.shape:
-                    raise ShapeError(
-                        f"target {function.__name__}: {name} has shape {_shape(column)}, expected {_shape(gap)}"
-                    )
-                if column.requires_grad:
-                    raise BadInput(f"target {function.__name__}: {name} carries a gradient; a target is detached")
+                raise BadInput(f"target {name} needs a population of gaps")
+            if "chance" in part.needs and labels.chance is None:
+                raise BadInput(f"target {name} needs `chance`, one uniform number a pair, which was not given")
+            given: tuple[Any, ...] = (labels, gap.detach(), population)
+            if part.scores:
+                for field in sorted(part.scores):
+                    if scores is None or getattr(scores, field) is None:
+                        raise BadInput(f"target {name} needs `{field}`, which was not given")
+                assert scores is not None
+                given += (scores.detached(part.scores),)
+            made = function(*given, **options)
+            for column in COLUMNS:
+                value: Tensor = getattr(made, column)
+                want = [len(gap), 2] if column == "zero" and per == "pair" else _shape(gap)
+                if _shape(value) != want:
+                    raise ShapeError(f"target {name}: {column} has shape {_shape(value)}, expected {want}")
+                if value.requires_grad:
+                    raise BadInput(f"target {name}: {column} carries a gradient; a target is detached")
             return made
 
         checked.part = part  # type: ignore[attr-defined]
@@ -148,27 +218,35 @@ def target(
     return declare
 
 
+def _check_labels(function: str, labels: Labels, size: int, per: Per) -> None:
+    for field in fields(labels):
+        value: Tensor | None = getattr(labels, field.name)
+        want = [size, 2] if field.name in ("grade", "utility") and per == "pair" else [size]
+        if value is not None and _shape(value) != want:
+            raise ShapeError(f"target {function}: labels.{field.name} has shape {_shape(value)}, expected {want}")
+
+
 def objective(
     *,
     per: Per = "pair",
-    couples: Couples = "none",
+    uses: Iterable[str] = (),
+    matches: bool = False,
+    asks: Asks = "gap",
     smooth: bool = True,
-    shift_invariant: bool = True,
     finite_to: float = 1e4,
-    uses_prob: bool = True,
-    normaliser: Literal["pair", "token"] = "pair",
+    normaliser: Literal["pair", "response", "token"] = "pair",
 ) -> Callable[[Callable[..., Tensor]], ObjectiveFunction]:
-    """Declare an objective: what its loss belongs to and how it behaves."""
+    """Declare an objective: what its loss belongs to, what it reads of the target, and how it behaves."""
 
     def declare(function: Callable[..., Tensor]) -> ObjectiveFunction:
         part = Part(
             "objective",
             per=per,
-            couples=couples,
+            uses=frozenset(uses),
+            matches=matches,
+            asks=asks,
             smooth=smooth,
-            shift_invariant=shift_invariant,
             finite_to=finite_to,
-            uses_prob=uses_prob,
             normaliser=normaliser,
         )
 
@@ -179,15 +257,16 @@ def objective(
             if not fits:
                 want = "[response]" if per == "response" else "[pair, 2]"
                 raise ShapeError(f"objective {function.__name__}: rewards have shape {_shape(value)}, expected {want}")
-            if per == "pair":
+            if part.uses or per == "pair":
                 if target is None:
                     raise BadInput(f"objective {function.__name__} needs a target")
-                for name in ("margin", "prob", "weight", "scale", "keep"):
+                for name in COLUMNS:
                     column: Tensor = getattr(target, name)
-                    if column.shape != value.shape[:1]:
+                    expected = _shape(value) if name == "zero" else _shape(value)[:1]
+                    if _shape(column) != expected:
                         raise ShapeError(
                             f"objective {function.__name__}: target.{name} has shape {_shape(column)}, "
-                            f"expected {_shape(value)[:1]}; one value a pair"
+                            f"expected {expected}; one value a {per}"
                         )
             loss = function(rewards, target, **options)
             if loss.shape != value.shape[:1]:

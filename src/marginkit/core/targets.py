@@ -3,84 +3,19 @@
 A tie has no winner. Targets with a hard label therefore leave it out (`keep` false); `soft_label` gives it prob 1/2.
 """
 
+from typing import Literal
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from marginkit.core.evidence import graded, soft_prob, untied
 from marginkit.core.parts import target
 from marginkit.core.tensors import Labels, Population, Target
 from marginkit.errors import BadInput
 
 
-def _kept(labels: Labels) -> Bool[Tensor, " pair"] | bool:
-    return True if labels.tie is None else ~labels.tie
-
-
-def grade_gap(labels: Labels) -> Float[Tensor, " pair"] | None:
-    """How much better the chosen response is, in dataset units: strength, else the difference of grades; NaN if absent.
-
-    Example:
-        >>> grade_gap(Labels(grade=torch.tensor([[4.0, 1.0]]), strength=torch.tensor([float("nan")])))
-        tensor([3.])
-    """
-    difference = None if labels.grade is None else labels.grade[:, 0] - labels.grade[:, 1]
-    if labels.strength is None or difference is None:
-        return labels.strength if difference is None else difference
-    return torch.where(torch.isnan(labels.strength), difference, labels.strength)
-
-
-def native_gap(labels: Labels) -> Float[Tensor, " pair"] | None:
-    """How much better, in logits, where the evidence says so itself: target gap, else difference of utilities.
-
-    Example:
-        >>> native_gap(Labels(utility=torch.tensor([[1.0, 0.5]])))
-        tensor([0.5000])
-    """
-    difference = None if labels.utility is None else labels.utility[:, 0] - labels.utility[:, 1]
-    if labels.target_gap is None or difference is None:
-        return labels.target_gap if difference is None else difference
-    return torch.where(torch.isnan(labels.target_gap), difference, labels.target_gap)
-
-
-def soft_prob(labels: Labels, *, gamma: float | None) -> Float[Tensor, " pair"]:
-    """P(the label is right) of every pair: observed prob > sigmoid(native gap) > tie 1/2 > sigmoid(gamma * grade gap).
-
-    Raises:
-        BadInput: a pair has no evidence, or only grades and no gamma was given.
-    """
-    steps: list[Tensor] = []
-    if labels.prob is not None:
-        steps.append(labels.prob)
-    if (native := native_gap(labels)) is not None:
-        steps.append(torch.sigmoid(native))
-    if labels.tie is not None:
-        given = (*steps, labels.strength, labels.grade)
-        dtype = next((c.dtype for c in given if c is not None and c.is_floating_point()), torch.get_default_dtype())
-        nan = torch.full(labels.tie.shape, float("nan"), dtype=dtype, device=labels.tie.device)
-        steps.append(nan.masked_fill(labels.tie, 0.5))
-    if gamma is not None and (grades := grade_gap(labels)) is not None:
-        steps.append(torch.sigmoid(gamma * grades))
-    if not steps:
-        raise BadInput(_NO_EVIDENCE if gamma is not None else _NO_GAMMA)
-    prob = steps[0]
-    for step in steps[1:]:
-        prob = torch.where(torch.isnan(prob), step.to(prob.dtype), prob)
-    if bool(torch.isnan(prob).any()):
-        raise BadInput(_NO_EVIDENCE if gamma is not None else _NO_GAMMA)
-    return prob
-
-
-_NO_GAMMA = (
-    "soft labels from grades need `gamma` (logits per dataset unit): prob = sigmoid(gamma * grade gap); "
-    "give gamma, or pairs with prob, votes, target_gap or utilities"
-)
-_NO_EVIDENCE = (
-    "soft labels need evidence of how much better the chosen response is: a prob, votes, a target gap, utilities, "
-    "a strength or two grades; a pair has none of them"
-)
-
-
-@target()
+@target(makes={"keep"})
 def none(labels: Labels, gap: Float[Tensor, " pair"], population: Population | None) -> Target:
     """The label and nothing else: prob 1, margin 0.
 
@@ -98,10 +33,10 @@ def none(labels: Labels, gap: Float[Tensor, " pair"], population: Population | N
 
     Source: DPO, arXiv 2305.18290, equation 7; Bradley-Terry.
     """
-    return Target.of(gap, keep=_kept(labels))
+    return Target.of(gap, keep=untied(labels))
 
 
-@target()
+@target(makes={"margin", "keep"})
 def constant_margin(
     labels: Labels, gap: Float[Tensor, " pair"], population: Population | None, *, margin: float
 ) -> Target:
@@ -122,10 +57,10 @@ def constant_margin(
 
     Source: the target reward margin of SimPO, arXiv 2405.14734, equation 6.
     """
-    return Target.of(gap, margin=margin, keep=_kept(labels))
+    return Target.of(gap, margin=margin, keep=untied(labels))
 
 
-@target()
+@target(makes={"prob", "keep"})
 def constant_prob(labels: Labels, gap: Float[Tensor, " pair"], population: Population | None, *, eps: float) -> Target:
     """The label is right with the same probability everywhere: prob = 1 - eps.
 
@@ -144,10 +79,10 @@ def constant_prob(labels: Labels, gap: Float[Tensor, " pair"], population: Popul
 
     Source: conservative DPO (label smoothing); E. Mitchell, "A note on DPO with noisy preferences", 2023.
     """
-    return Target.of(gap, prob=1.0 - eps, keep=_kept(labels))
+    return Target.of(gap, prob=1.0 - eps, keep=untied(labels))
 
 
-@target(needs={"utility_gap"})
+@target(needs={"utility_gap"}, makes={"prob"})
 def soft_label(
     labels: Labels, gap: Float[Tensor, " pair"], population: Population | None, *, gamma: float | None = None
 ) -> Target:
@@ -179,7 +114,7 @@ def soft_label(
     return Target.of(gap, prob=soft_prob(labels, gamma=gamma))
 
 
-@target(needs={"grade_gap"})
+@target(needs={"grade_gap"}, makes={"margin", "keep"})
 def grade_margin(labels: Labels, gap: Float[Tensor, " pair"], population: Population | None, *, scale: float) -> Target:
     """A margin in proportion to the grade gap: margin = scale * (grade of chosen - grade of rejected).
 
@@ -201,10 +136,240 @@ def grade_margin(labels: Labels, gap: Float[Tensor, " pair"], population: Popula
 
     Source: Llama 2, arXiv 2307.09288, equation 2, with m(r) = scale * grade gap; TRL's `margin` column is scale 1.
     """
-    keep = _kept(labels)
-    grades = grade_gap(labels)
-    if grades is None:
-        grades = torch.full_like(gap, float("nan"))
-    if bool((torch.isnan(grades) & keep).any()):
-        raise BadInput("a grade margin needs a strength or two grades for every pair; a pair has neither")
-    return Target.of(gap, margin=torch.nan_to_num(scale * grades), keep=keep)
+    keep, grades = graded(labels, gap, "a grade margin")
+    return Target.of(gap, margin=scale * grades, keep=keep)
+
+
+@target(needs={"grade_gap"}, makes={"weight", "keep"})
+def grade_weight(labels: Labels, gap: Float[Tensor, " pair"], population: Population | None, *, scale: float) -> Target:
+    """A pair counts in proportion to its grade gap: weight = scale * |grade of chosen - grade of rejected|.
+
+    Args:
+        labels: `strength`, else two grades.
+        gap: [P] logits.
+        population: not used.
+        scale: weight of one grade.
+
+    Returns:
+        Target with ties left out.
+
+    Raises:
+        BadInput: a pair that is not a tie has no grade gap.
+
+    Example:
+        >>> grade_weight(Labels(strength=torch.tensor([3.0])), torch.zeros(1), scale=1.0).weight
+        tensor([3.])
+
+    Source: scaled Bradley-Terry of HelpSteer2-Preference, arXiv 2410.01257; code NVIDIA/NeMo-Aligner at af2b3bd.
+    Deviation: there a preference of 0 is read as "the second is better", with weight 0.
+    """
+    keep, grades = graded(labels, gap, "a grade weight")
+    return Target.of(gap, weight=scale * grades.abs(), keep=keep)
+
+
+@target(needs={"grade_gap"}, makes={"margin"}, ties_match=True)
+def matched_gap(labels: Labels, gap: Float[Tensor, " pair"], population: Population | None, *, scale: float) -> Target:
+    """The gap is to equal the grades' own: margin = scale * (grade of chosen - grade of rejected), 0 for a tie.
+
+    For objectives that match a margin; a tie stays, and asks for a gap of 0.
+
+    Args:
+        labels: `strength`, else two grades.
+        gap: [P] logits.
+        population: not used.
+        scale: logits per dataset unit.
+
+    Returns:
+        Target with every pair kept.
+
+    Raises:
+        BadInput: a pair that is not a tie has no grade gap.
+
+    Example:
+        >>> labels = Labels(grade=torch.tensor([[4.0, 1.0], [2.0, 2.0]]))
+        >>> matched_gap(labels, torch.zeros(2), None, scale=0.5).margin
+        tensor([1.5000, 0.0000])
+
+    Source: RPO of Nemotron-4, arXiv 2406.11704, section 3.3.2; code NVIDIA/NeMo-Aligner at af2b3bd.
+    """
+    winner, grades = graded(labels, gap, "a matched gap")
+    return Target.of(gap, margin=scale * torch.where(winner, grades, torch.zeros_like(grades)))
+
+
+@target(needs={"grade_gap"}, makes={"margin", "keep"})
+def log_grade_margin(
+    labels: Labels,
+    gap: Float[Tensor, " pair"],
+    population: Population | None,
+    *,
+    alpha: float,
+    form: Literal["gap", "ratio"] = "gap",
+    outside: Literal["refuse", "leave_out"] = "refuse",
+) -> Target:
+    """A margin that grows with the logarithm of the grades: margin = alpha * log(grade of chosen - grade of rejected).
+
+    `ratio` takes alpha * log(grade of chosen / grade of rejected) instead. The domain of `gap` is a grade gap > 0, that
+    of `ratio` two grades > 0. A gap below 1 gives a negative margin, weaker than DPO, as in the paper.
+
+    Args:
+        labels: `strength`, else two grades; `ratio` needs the grades.
+        gap: [P] logits.
+        population: not used.
+        alpha: logits.
+        form: gap or ratio.
+        outside: what to do with a pair outside the domain that is no tie: refuse it, or leave it out.
+
+    Returns:
+        Target with ties left out.
+
+    Raises:
+        BadInput: a pair has no grade gap, or lies outside the domain and `outside` is refuse.
+
+    Example:
+        >>> labels = Labels(grade=torch.tensor([[3.0, 1.0], [1.0, 2.0]]))
+        >>> log_grade_margin(labels, torch.zeros(2), None, alpha=1.0, outside="leave_out").margin
+        tensor([0.6931, 0.0000])
+
+    Source: ODPO, arXiv 2402.10571, equation 8; code rycolab/odpo at 6152f67.
+    Deviation: there a gap of 0 gives a margin of -inf (the pair is ignored) and a negative one NaN.
+    """
+    keep, grades = graded(labels, gap, "a log-grade margin")
+    if form == "ratio":
+        if labels.grade is None or bool((torch.isnan(labels.grade).any(1) & keep).any()):
+            raise BadInput(
+                "a margin of the ratio of grades needs two grades for every pair; use form=gap for strengths"
+            )
+        inside = (labels.grade > 0).all(1)
+        ratio = labels.grade[:, 0] / labels.grade[:, 1]
+        value = torch.where(inside, ratio, torch.ones_like(ratio))
+        rule = "form=ratio needs grades above 0"
+    else:
+        inside = grades > 0
+        value = torch.where(inside, grades, torch.ones_like(grades))
+        rule = "form=gap needs the chosen grade above the rejected one"
+    bad = int((keep & ~inside).sum())
+    if bad and outside == "refuse":
+        raise BadInput(
+            f"{bad} of {len(gap)} pairs have no logarithm of their grades: {rule}; outside=leave_out skips them"
+        )
+    return Target.of(gap, margin=alpha * torch.log(value), keep=keep & inside)
+
+
+@target(reads={"progress"}, makes={"margin", "keep"})
+def token_margin(
+    labels: Labels,
+    gap: Float[Tensor, " pair"],
+    population: Population | None,
+    *,
+    gamma: float,
+    gamma_end: float | None = None,
+    beta: float = 1.0,
+) -> Target:
+    """A margin in nats a token, constant or on a line in time: margin = beta * (gamma + progress * (end - gamma)).
+
+    Args:
+        labels: `tie`; `progress` where `gamma_end` is given.
+        gap: [P] logits.
+        population: not used.
+        gamma: nats a token, at the start.
+        gamma_end: nats a token at the end of training; None: constant.
+        beta: logits per nat a token, that of the reward.
+
+    Returns:
+        Target with ties left out.
+
+    Raises:
+        BadInput: a schedule without `progress`.
+
+    Example:
+        >>> token_margin(Labels(progress=torch.tensor([0.5])), torch.zeros(1), None, gamma=1.0, gamma_end=0.2).margin
+        tensor([0.6000])
+
+    Source: RePO, arXiv 2503.07426; code junkangwu/RePO at 79cdf5b. The paper's decreasing margin (1.0 to 0.2) has no
+    stated shape: the straight line is reconstructed.
+    """
+    margin = torch.full_like(gap, gamma)
+    if gamma_end is not None:
+        if labels.progress is None:
+            raise BadInput(
+                "a margin with a schedule needs `progress`, the share of the training done; or drop gamma_end"
+            )
+        margin = gamma + labels.progress.to(gap.dtype) * (gamma_end - gamma)
+    return Target.of(gap, margin=beta * margin, keep=untied(labels))
+
+
+@target(makes={"margin", "weight", "keep"})
+def regularised(labels: Labels, gap: Float[Tensor, " pair"], population: Population | None, *, tau: float) -> Target:
+    """IPO's fixed gap: margin = 1/2 and weight = 1 / tau^2, so that a squared loss of tau * h is (h - 1 / (2 tau))^2.
+
+    Args:
+        labels: only `tie` is read.
+        gap: [P] logits, tau * log-ratio gap.
+        population: not used.
+        tau: strength of the regularisation, the same as the reward's beta.
+
+    Returns:
+        Target with ties left out.
+
+    Example:
+        >>> regularised(Labels(), torch.zeros(1), None, tau=0.1).weight
+        tensor([100.])
+
+    Source: IPO, arXiv 2310.12036, equation 17.
+    """
+    return Target.of(gap, margin=0.5, weight=tau**-2, keep=untied(labels))
+
+
+@target(makes={"weight", "keep"})
+def constant_weight(
+    labels: Labels, gap: Float[Tensor, " pair"], population: Population | None, *, weight: float
+) -> Target:
+    """The same weight for every pair, beside an SFT term that it does not touch.
+
+    Args:
+        labels: only `tie` is read.
+        gap: [P] logits.
+        population: not used.
+        weight: multiplies the loss.
+
+    Returns:
+        Target with ties left out.
+
+    Example:
+        >>> constant_weight(Labels(), torch.zeros(1), None, weight=0.1).weight
+        tensor([0.1000])
+
+    Source: lambda of ORPO, arXiv 2403.07691, equation 6.
+    """
+    return Target.of(gap, weight=weight, keep=untied(labels))
+
+
+@target(per="response", needs={"grade"}, makes={"zero", "keep"})
+def grade_value(
+    labels: Labels, gap: Float[Tensor, " response"], population: Population | None, *, scale: float
+) -> Target:
+    """The reward is to equal the grade: zero = scale * grade; responses without a grade are left out.
+
+    Args:
+        labels: `grade`, [R] dataset units.
+        gap: [R] rewards, in logits.
+        population: not used.
+        scale: logits per dataset unit.
+
+    Returns:
+        Target with every column [R].
+
+    Raises:
+        BadInput: no response has a grade.
+
+    Example:
+        >>> grade_value(Labels(grade=torch.tensor([4.0, float("nan")])), torch.zeros(2), None, scale=0.5).zero
+        tensor([2., 0.])
+
+    Source: the regression reward models of HelpSteer, arXiv 2311.09528; code NVIDIA/NeMo-Aligner at af2b3bd (one
+    attribute; a missing label is left out of the mean there too).
+    """
+    if labels.grade is None or bool(torch.isnan(labels.grade).all()):
+        raise BadInput("a reward that equals the grade needs graded responses; none has a grade")
+    known = ~torch.isnan(labels.grade)
+    return Target.of(gap, zero=scale * torch.nan_to_num(labels.grade), keep=known)

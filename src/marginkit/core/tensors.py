@@ -4,6 +4,7 @@ Shapes: R responses, P pairs; a `[P, 2]` tensor holds (chosen, rejected). A colu
 lacks a value which others have holds NaN. Units are logits unless a name says otherwise.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -28,6 +29,7 @@ class SequenceScores:
         rm_head: [R] output of another, frozen reward model.
         log_collision: [R] nats, sum over response tokens of log sum_v p(v)^2.
         hidden: [R, d] last hidden state of the response.
+        grade: [R] dataset units, for objectives per response; NaN where there is none.
     """
 
     logp: Float[Tensor, " response"] | None = None
@@ -37,6 +39,7 @@ class SequenceScores:
     rm_head: Float[Tensor, " response"] | None = None
     log_collision: Float[Tensor, " response"] | None = None
     hidden: Float[Tensor, "response dim"] | None = None
+    grade: Float[Tensor, " response"] | None = None
 
     def at(self, pairs: Int[Tensor, "pair 2"], labels: "Labels | None" = None) -> "PairScores":
         """Gather the scores of both members of every pair."""
@@ -46,28 +49,37 @@ class SequenceScores:
         columns = {} if labels is None else {field.name: getattr(labels, field.name) for field in fields(labels)}
         return PairScores(**gathered, **columns)
 
+    @property
+    def labels(self) -> "Labels":
+        """What the data says of each response: its grade."""
+        return Labels(grade=self.grade)
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
     """What the data says of each pair.
 
     Args:
-        grade: [P, 2] dataset units.
+        grade: [P, 2] dataset units; [R] for a target per response.
         utility: [P, 2] logits.
         prob: [P] observed P(the label is right).
         target_gap: [P] logits, where the evidence is one.
         strength: [P] dataset units.
         weight: [P] importance, >= 0.
         tie: [P] the evidence is equal; the order of the pair means nothing.
+        chance: [P] uniform in (0, 1), drawn by the shell for targets that sample pairs.
+        progress: [P] share of the training done when the pair is seen, for targets with a schedule.
     """
 
-    grade: Float[Tensor, "pair 2"] | None = None
+    grade: Float[Tensor, "pair 2"] | Float[Tensor, " response"] | None = None
     utility: Float[Tensor, "pair 2"] | None = None
     prob: Float[Tensor, " pair"] | None = None
     target_gap: Float[Tensor, " pair"] | None = None
     strength: Float[Tensor, " pair"] | None = None
     weight: Float[Tensor, " pair"] | None = None
     tie: Bool[Tensor, " pair"] | None = None
+    chance: Float[Tensor, " pair"] | None = None
+    progress: Float[Tensor, " pair"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,8 @@ class PairScores:
         strength: [P] dataset units.
         weight: [P] importance.
         tie: [P] bool.
+        chance: [P] uniform in (0, 1); left out, a recipe that samples pairs draws its own.
+        progress: [P] share of the training done, in [0, 1]; for recipes with a schedule.
 
     Raises:
         ShapeError: the fields do not describe the same pairs.
@@ -113,6 +127,8 @@ class PairScores:
     strength: Float[Tensor, " pair"] | None = None
     weight: Float[Tensor, " pair"] | None = None
     tie: Bool[Tensor, " pair"] | None = None
+    chance: Float[Tensor, " pair"] | None = None
+    progress: Float[Tensor, " pair"] | None = None
 
     def __post_init__(self) -> None:
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
@@ -131,8 +147,12 @@ class PairScores:
         """The label columns alone."""
         return Labels(**{field.name: getattr(self, field.name) for field in fields(Labels)})
 
+    def detached(self, names: Iterable[str]) -> "PairScores":
+        """These score fields alone, without a gradient."""
+        return PairScores(**{name: getattr(self, name).detach() for name in names})
 
-_PER_PAIR = frozenset({"prob", "target_gap", "strength", "weight", "tie"})
+
+_PER_PAIR = frozenset({"prob", "target_gap", "strength", "weight", "tie", "chance", "progress"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +191,8 @@ class Target:
         weight: [P] multiplies the loss of the pair.
         scale: [P] multiplies the gap.
         keep: [P] whether the pair takes part at all.
+        zero: [P, 2] logits; the reward level that objectives on single rewards measure from. Per response: [R], and
+            every column is [R].
     """
 
     margin: Float[Tensor, " pair"]
@@ -178,6 +200,7 @@ class Target:
     weight: Float[Tensor, " pair"]
     scale: Float[Tensor, " pair"]
     keep: Bool[Tensor, " pair"]
+    zero: Float[Tensor, "pair 2"] | Float[Tensor, " response"]
 
     @classmethod
     def of(
@@ -189,6 +212,7 @@ class Target:
         weight: Float[Tensor, " pair"] | float = 1.0,
         scale: Float[Tensor, " pair"] | float = 1.0,
         keep: Bool[Tensor, " pair"] | bool = True,
+        zero: Float[Tensor, "pair 2"] | Float[Tensor, " response"] | float = 0.0,
     ) -> Self:
         """A target for the pairs of `gap`, on its device: numbers become columns, tensors are detached.
 
@@ -207,25 +231,45 @@ class Target:
                 )
             return value.detach().to(device=gap.device, dtype=dtype)
 
+        if not isinstance(zero, Tensor):
+            zero = torch.full((len(gap), 2), zero, dtype=gap.dtype, device=gap.device)
+        elif zero.shape not in (gap.shape, (len(gap), 2)):
+            raise ShapeError(f"Target.zero has shape {list(zero.shape)}, expected {[len(gap), 2]}")
         return cls(
             margin=column("margin", margin, gap.dtype),
             prob=column("prob", prob, gap.dtype),
             weight=column("weight", weight, gap.dtype),
             scale=column("scale", scale, gap.dtype),
             keep=column("keep", keep, torch.bool),
+            zero=zero.detach().to(device=gap.device, dtype=gap.dtype),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The gaps of other pairs, handed in by the shell to the methods that declare they need them.
+    """What other pairs look like, handed in by the shell to the methods that declare they need it.
+
+    Empty (N = 0) where nothing has been seen yet; a method then asks what it asks of a pair without neighbours.
 
     Args:
-        gaps: [N] logits, detached, sorted by pair id.
-        step: the optimizer step they belong to.
+        rewards: [N, 2] logits of the pairs seen in this pass, or in the last steps; detached.
+        past: [M] gaps kept from earlier passes, in logits.
+        chance: [N] the uniform numbers of those pairs.
+        mean: [] running mean of the gaps, this pass included; None where none is kept.
+        sd: [] running standard deviation of the gaps, likewise.
+        updates: how many passes the running values have seen.
         generator: the source of chance, seeded by the shell.
     """
 
-    gaps: Float[Tensor, " seen"]
-    step: int = 0
+    rewards: Float[Tensor, "seen 2"]
+    past: Float[Tensor, " past"] | None = None
+    chance: Float[Tensor, " seen"] | None = None
+    mean: Float[Tensor, ""] | None = None
+    sd: Float[Tensor, ""] | None = None
+    updates: int = 0
     generator: torch.Generator | None = None
+
+    @property
+    def gaps(self) -> Float[Tensor, " seen"]:
+        """[N] reward(chosen) - reward(rejected)."""
+        return self.rewards[:, 0] - self.rewards[:, 1]
