@@ -22,7 +22,8 @@ _WHERE = {
     "write_groups": "groups",
     "read_groups": "data.sources",
     "make_pairs": "data.pairing",
-    "recipe": "registry",
+    "recipe": "assembly",
+    "compose": "assembly",
     "PairScores": "core.tensors",
     "SequenceScores": "core.tensors",
     "train": "run",
@@ -34,6 +35,8 @@ _WHERE = {
 __all__ = sorted([*_WHERE, "__version__"])
 
 if TYPE_CHECKING:
+    from marginkit.assembly import compose as compose
+    from marginkit.assembly import recipe as recipe
     from marginkit.core.tensors import PairScores as PairScores
     from marginkit.core.tensors import SequenceScores as SequenceScores
     from marginkit.data.pairing import make_pairs as make_pairs
@@ -50,7 +53,6 @@ if TYPE_CHECKING:
     from marginkit.records import Rating as Rating
     from marginkit.records import Response as Response
     from marginkit.records import Turn as Turn
-    from marginkit.registry import recipe as recipe
     from marginkit.run import score as score
     from marginkit.run import train as train
     from marginkit.tables import Scores as Scores

@@ -6,20 +6,16 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import math
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from marginkit.errors import BadInput
-
-if TYPE_CHECKING:
-    from marginkit.core.loss import Loss
 
 RECIPES = Path(__file__).parent / "recipes"
 Kind = Literal["policy", "reward_model", "sft"]
@@ -43,6 +39,7 @@ class Option(_Frozen):
     unit: str = ""
     help: str
     source: str = "ours"
+    parameter: str | None = None  # of the function, where its name is not the paper's
 
     def range_text(self) -> str:
         """The allowed values in words."""
@@ -85,10 +82,16 @@ class Option(_Frozen):
 
 
 class PartSpec(_Frozen):
-    """One part of a recipe: the function and its options."""
+    """One part of a recipe: its function, the options on offer, and how the other parameters are filled."""
 
     function: str
     options: dict[str, Option] = {}
+    fixed: dict[str, Any] = {}  # parameter -> value, not on offer
+    shares: dict[str, str] = {}  # parameter -> "part.option", the value of another part's option
+
+    def parameter(self, option: str) -> str:
+        """The function's own name of an option."""
+        return self.options[option].parameter or option
 
 
 class Paper(_Frozen):
@@ -109,6 +112,8 @@ class Recipe(_Frozen):
     summary: str
     formula: str
     paper: Paper
+    published: str = ""
+    reconstructed: tuple[str, ...] = ()
     reward: PartSpec
     target: PartSpec | None = None
     objective: PartSpec
@@ -132,8 +137,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         >>> did_you_mean("mppo", ["dpo", "mmpo"])
         '; did you mean mmpo?'
     """
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    if not near:
+        return ""
+
+    def likeness(name: str) -> tuple[float, bool]:  # of equals, the one that begins alike
+        return difflib.SequenceMatcher(None, word, name).ratio(), name[:1] == word[:1]
+
+    return f"; did you mean {max(near, key=likeness)}?"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -185,6 +196,47 @@ def load_recipe(name: str) -> Recipe:
         raise BadInput(f"recipes/{name}.yaml: {error}") from None
 
 
+SFT_OPTIONS = {
+    "sft_weight": Option(
+        type="float", default=0.0, ge=0, unit="1", help="weight of the NLL of the chosen response, added to the loss"
+    ),
+    "sft_per": Option(
+        type="str", default="token", choices=("token", "sequence"), help="that NLL as a mean over tokens, or summed"
+    ),
+}
+
+
+def offered(spec: Recipe, part: str) -> dict[str, Option]:
+    """The options of a part by the paper's names, the SFT term of every policy objective included."""
+    own: PartSpec | None = getattr(spec, part)
+    if own is None:
+        return {}
+    if part != "objective" or spec.kind != "policy":
+        return own.options
+    taken = {own.parameter(option) for option in own.options} | set(own.fixed)
+    return own.options | {name: option for name, option in SFT_OPTIONS.items() if name not in taken}
+
+
+@cache
+def known_functions(part: str) -> dict[str, str]:
+    """Short name -> `module:function` of every function that a recipe uses as this part."""
+    specs = [getattr(load_recipe(name), part) for name in recipe_names()]
+    return {spec.function.rpartition(":")[2]: spec.function for spec in specs if spec is not None}
+
+
+@cache
+def _known_part(part: str, function: str) -> tuple[dict[str, Option], dict[str, str]]:
+    """Parameter -> option, and parameter -> what it shares, as the catalogue has them for a function."""
+    options: dict[str, Option] = dict(SFT_OPTIONS) if part == "objective" else {}
+    shares: dict[str, str] = {}
+    for name in recipe_names():
+        spec: PartSpec | None = getattr(load_recipe(name), part)
+        if spec is not None and spec.function == function:
+            options |= {spec.parameter(option): found for option, found in spec.options.items()}
+            shares |= spec.shares
+    return options, shares
+
+
 def resolve_options(
     spec: Recipe, part: str, given: Mapping[str, Any], *, prefix: str | None = None
 ) -> tuple[str, dict[str, Any]]:
@@ -193,32 +245,87 @@ def resolve_options(
     Args:
         spec: the recipe.
         part: reward, target or objective.
-        given: the user's options; `function` replaces the part's function and then takes any options.
+        given: the user's options; `name` replaces the part's function, by a short name of the catalogue, a
+            `package.module:function` or a `path/file.py:function`, and its options are then the function's parameters.
         prefix: how to name a key in messages.
 
     Raises:
-        BadInput: an unknown option, a wrong type, a value out of range.
+        BadInput: an unknown function or option, a wrong type, a value out of range.
     """
     where = f"{part}." if prefix is None else prefix
     own: PartSpec | None = getattr(spec, part)
     given = dict(given)
-    function = given.pop("function", None)
-    if function is not None and (own is None or function != own.function):
-        return str(function), given
+    name = given.pop("name", None)
+    if name is not None:
+        function = function_named(part, str(name), where)
+        if own is None or function != own.function:
+            known = _known_part(part, function)[0]
+            checked = {
+                option: known[option].check(f"{where}{option}", value) if option in known else value
+                for option, value in given.items()
+            }
+            return function, checked
     if own is None:
         if given:
             raise BadInput(f"{where}{next(iter(given))}: recipe {spec.name} has no {part}")
         return "", {}
-    for name in given:
-        if name not in own.options:
-            known = ", ".join(f"{where}{option}" for option in own.options) or "none"
+    options = offered(spec, part)
+    for option in given:
+        if option not in options:
+            listed = ", ".join(f"{where}{word}" for word in options) or "none"
             raise BadInput(
-                f"{where}{name}: recipe {spec.name} has no such option"
-                f"{did_you_mean(name, own.options)} (known: {known})"
+                f"{where}{option}: recipe {spec.name} has no such option"
+                f"{did_you_mean(option, options)} (known: {listed})"
             )
     return own.function, {
-        name: option.check(f"{where}{name}", given.get(name, option.default)) for name, option in own.options.items()
+        word: option.check(f"{where}{word}", given.get(word, option.default)) for word, option in options.items()
     }
+
+
+def function_named(part: str, name: str, where: str) -> str:
+    """The `module:function` that a user's `name` of a part stands for; what has a colon is taken as it is.
+
+    Raises:
+        BadInput: no function of that short name in the catalogue.
+    """
+    if ":" in name:
+        return name
+    known = known_functions(part)
+    if name not in known:
+        raise BadInput(
+            f"{where}name={name}: no {part} of that name{did_you_mean(name, known)} "
+            f"(known: {', '.join(sorted(known))}; your own: path/file.py:function)"
+        )
+    return known[name]
+
+
+def arguments(spec: Recipe, given: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Part -> (function, its parameters): options by the function's names, what is fixed, and what is shared.
+
+    Raises:
+        BadInput: as `resolve_options`; or a shared option is not there.
+    """
+    resolved = {part: resolve_options(spec, part, given.get(part, {})) for part in PARTS}
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for part, (function, options) in resolved.items():
+        own: PartSpec | None = getattr(spec, part)
+        if own is not None and function == own.function:
+            renamed = {own.parameter(word) if word in own.options else word: value for word, value in options.items()}
+            values, shares = renamed | own.fixed, own.shares
+        else:
+            values, shares = dict(options), _known_part(part, function)[1]
+        for parameter, source in shares.items():
+            other, _, word = source.partition(".")
+            if parameter in values:
+                continue
+            if word not in resolved[other][1]:
+                raise BadInput(
+                    f"{part}.{parameter}: {function} takes it from {source}, "
+                    f"but {resolved[other][0]} has no such option; give it as {part}.{parameter}"
+                )
+            values[parameter] = resolved[other][1][word]
+        found[part] = (function, values)
+    return found
 
 
 def load_function(target: str) -> Any:
@@ -269,68 +376,3 @@ def function_digest(target: str) -> str | None:
             return None
         place = found.origin
     return hashlib.sha256(Path(place).read_bytes()).hexdigest()[:16]
-
-
-def build_loss(spec: Recipe, options: Mapping[str, Mapping[str, Any]]) -> Loss:
-    """Put a recipe's parts together.
-
-    Args:
-        spec: the recipe.
-        options: the user's options by part (reward, target, objective).
-
-    Raises:
-        BadInput: an option is unknown or out of range, or a function is not what its part needs.
-    """
-    from marginkit.core.loss import Loss
-
-    made: dict[str, Any] = {}
-    for part in PARTS:
-        function_name, resolved = resolve_options(spec, part, options.get(part, {}))
-        if not function_name:
-            made[part], made[f"{part}_options"] = None, {}
-            continue
-        function = load_function(function_name)
-        declared = getattr(function, "part", None)
-        if declared is None or declared.kind != part:
-            raise BadInput(f"{part}.function: {function_name} is not declared with @{part}(...)")
-        known = {
-            name: parameter.default
-            for name, parameter in inspect.signature(function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
-        for option in resolved:
-            if option not in known:
-                raise BadInput(f"{part}.{option}: {function_name} has no such option{did_you_mean(option, known)}")
-        for option, default in known.items():
-            if default is inspect.Parameter.empty and option not in resolved:
-                raise BadInput(f"{part}.{option}: {function_name} needs it, and it was not given")
-        made[part], made[f"{part}_options"] = function, resolved
-    return Loss(name=spec.name, **made)
-
-
-def recipe(name: str, **options: Any) -> Loss:
-    """The loss of a recipe alone, for any training loop: one callable, options under the paper's names.
-
-    Args:
-        name: a recipe of the catalogue.
-        **options: its options (`marginkit list NAME` shows them).
-
-    Returns:
-        A callable `PairScores -> [pair]` with `state_dict()`.
-
-    Raises:
-        BadInput: unknown name or option, or a value out of range.
-
-    Example:
-        >>> recipe("mmpo", beta=0.01, gamma=0.3).target_options
-        {'gamma': 0.3}
-    """
-    spec = load_recipe(name)
-    known = spec.options()
-    by_part: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
-    for option, value in options.items():
-        if option not in known:
-            listed = ", ".join(known) or "none"
-            raise BadInput(f"{name}({option}=...): no such option{did_you_mean(option, known)} (known: {listed})")
-        by_part[known[option][0]][option] = value
-    return build_loss(spec, by_part)
