@@ -37,6 +37,8 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
+from marginkit.arguments import training_arguments
+from marginkit.assembly import build_loss
 from marginkit.batching import BatchPlan
 from marginkit.config import RunConfig, resolve
 from marginkit.data.encoded import EncodedGroups
@@ -45,9 +47,8 @@ from marginkit.data.pairing import make_pairs
 from marginkit.groups import Groups
 from marginkit.models.loading import fresh_tokenizer
 from marginkit.records import Group, Pair, Response
-from marginkit.registry import build_loss
 from marginkit.scoring import Precision, score_batches
-from marginkit.training import MarginTrainer, training_arguments
+from marginkit.training import MarginTrainer
 
 VOCAB = 304
 WORDS = (
@@ -213,6 +214,68 @@ def logps(own: Any, encoded: Sequence[Any], tokens: int = 100_000) -> list[list[
     return [found[index] for index in range(len(encoded))]
 
 
+# ------------------------------------------------------------------------------------------ beside TRL's own trainers
+
+TRL_STEPS, TRL_PAIRS = 3, 12
+
+
+def preference_rows(form: str, *, even: bool = False) -> list[dict[str, Any]]:
+    """Pairs of mixed lengths as a file has them: chat turns, or plain text whose boundary no tokenizer merges.
+
+    Args:
+        form: chat or plain.
+        even: all chosen responses have as many tokens.
+    """
+    chance = random.Random(5)
+    found = []
+    for number in range(TRL_PAIRS):
+        prompt = f"{number} " + phrase(chance, 1, 12)
+        chosen, rejected = phrase(chance, 1, 16), phrase(chance, 1, 16)
+        if even:
+            chosen = " ".join(chance.sample(WORDS[:8], k=8))
+        margin = round(chance.uniform(0.1, 3.0), 2)
+        if form == "chat":
+            found.append(
+                {
+                    "prompt": [{"role": "user", "content": prompt}],
+                    "chosen": [{"role": "assistant", "content": chosen}],
+                    "rejected": [{"role": "assistant", "content": rejected}],
+                    "margin": margin,
+                }
+            )
+        else:
+            found.append({"prompt": prompt, "chosen": " " + chosen, "rejected": " " + rejected, "margin": margin})
+    return found
+
+
+def trl_arguments(folder: Path) -> dict[str, Any]:
+    """Plain SGD for any trainer of TRL; a whole epoch is one batch, so that the order of the data does not matter."""
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": TRL_PAIRS,
+        "max_steps": TRL_STEPS,
+        "num_train_epochs": TRL_STEPS,
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "max_length": None,
+    }
+
+
+def logged(trainer: Any) -> list[dict[str, float]]:
+    """Train, and what was logged of every step."""
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
 # -------------------------------------------------------------------------------------------------------- training
 
 
@@ -263,19 +326,21 @@ def trainer(
     **plan: Any,
 ) -> Any:
     """A trainer of the production kind on encoded groups."""
-    from marginkit.training import batch_plan
+    from marginkit.arguments import batch_plan
 
     arguments = training_arguments(config, folder, precision="fp32", has_eval=held is not None)
     made, _ = batch_plan(config.train, train, world_size=arguments.world_size, seed=config.seed)
     return kind(
         own,
-        build_loss(config.spec, config.options()),
+        build_loss(config.spec, config.options(), seed=config.seed),
         arguments,
         BatchPlan(**{name: getattr(made, name) for name in BatchPlan.__slots__} | plan),
         train,
         held,
         tokenizer(),
         per=per,
+        population=config.train.population or "microbatch",
+        population_window=config.train.population_window or 1024,
         log_file=folder / "log.jsonl",
     )
 

@@ -57,6 +57,11 @@ class ModelConfig(_Section):
     revision: str | None = None
     tokenizer: str | None = Field(None, description="a folder, a tokenizer.json or a hub name; default: the model's")
     reference: str | None = Field(None, description="reference policy; default: the model before training")
+    reward_model: str | None = Field(
+        None,
+        description="a run directory of a reward model, or a saved one (folder or hub name): its scores of each "
+        "response, for recipes that need them",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="of the weights; default float32, with bfloat16 autocast on an accelerator"
     )
@@ -106,10 +111,10 @@ class EncodingConfig(_Section):
 
 
 class StoreConfig(_Section):
-    """Where reference scores are kept between runs."""
+    """Where the scores of models that are not trained are kept between runs."""
 
     path: str = "store"
-    use: bool = Field(True, description="false: score the reference in memory, keep nothing")
+    use: bool = Field(True, description="false: keep them in the run directory, apart from other runs")
 
 
 class TrainConfig(_Section):
@@ -126,7 +131,14 @@ class TrainConfig(_Section):
     per: Literal["pair", "prompt"] | None = Field(
         None, description="what counts the same; default prompt where all pairs of a group are used, else pair"
     )
-    control: Literal["dpo", "bt"] | None = Field(None, description="also train the hard-label twin and compare")
+    population: Literal["microbatch", "window"] | None = Field(
+        None,
+        description="for recipes that look at other pairs: of one pass (default, as released) or of the last steps",
+    )
+    population_window: int | None = Field(None, ge=1, description="pairs in the window; default 1024")
+    control: str | None = Field(
+        None, description="another recipe, trained on the same data from the same start, to compare with: dpo, bt ..."
+    )
     disable_dropout: bool | None = Field(None, description="default: true but for sft")
     force: bool = Field(False, description="allow what is refused as harmful, e.g. bfloat16 weights with a tiny rate")
     learning_rate: float = Field(1e-5, ge=0)
@@ -270,6 +282,18 @@ def resolve(recipe: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (
         resolve_options(spec, part, getattr(config, part))
     _check_kind(config)
     return config
+
+
+def trained_model(run: Path) -> tuple[RunConfig, ModelConfig]:
+    """The configuration of a run, and how the model it trained is loaded.
+
+    Raises:
+        BadInput: the run is not finished.
+    """
+    config = resolve(run / "config.yaml")
+    if not (run / "model").is_dir():
+        raise BadInput(f"{run}: the run has no trained model yet; run marginkit train again to finish it")
+    return config, config.model.model_copy(update={"path": str(run / "model"), "tokenizer": None, "lora": None})
 
 
 def _check_kind(config: RunConfig) -> None:

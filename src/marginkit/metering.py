@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marginkit.core.loss import PairLoss
+from marginkit.core.loss import Loss, PairLoss
 from marginkit.core.tensors import SequenceScores
 from marginkit.evaluation.calibration import expected_calibration_error
 from marginkit.models.packing import Batch, number_dtype
@@ -48,52 +48,79 @@ PAIR_METRICS = (
     "target/gap",
     "slack/violation_rate",
 )
+TARGET_METRICS = ("target/margin", "target/weight", "target/scale", "target/kept")
 SFT_METRICS = ("nll/token",)
 
 
-def measure(meter: Meter, result: PairLoss, scores: SequenceScores, batch: Batch) -> None:
+def metrics_of(recipe: Loss) -> tuple[str, ...]:
+    """The names that `measure` adds for a recipe."""
+    if recipe.target is None:
+        return SFT_METRICS
+    return (*PAIR_METRICS, *TARGET_METRICS, *(("nll/chosen_token",) if recipe.sft_weight else ()))
+
+
+def _pair_rewards(result: PairLoss, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[P, 2] rewards and [P] which pairs can count, for losses per pair and per response alike."""
+    value = result.rewards.value.detach()
+    return (value, batch["share"] > 0) if value.ndim == 2 else (value[batch["pairs"]], ~batch["tie"])
+
+
+def measure(meter: Meter, recipe: Loss, result: PairLoss, scores: SequenceScores, batch: Batch) -> None:
     """Add what a training micro-batch shows of its kept pairs."""
     add = meter.add
     if result.target is None:
         add("nll/token", result.loss, count=float(batch["length"].sum()))
         return
-    keep = result.target.keep
-    gap = result.rewards.gap.detach()[keep]
-    add("rewards/chosen", result.rewards.chosen[keep])
-    add("rewards/rejected", result.rewards.rejected[keep])
+    value, keep = _pair_rewards(result, batch)
+    if recipe.per == "pair":
+        add("target/kept", result.target.keep[keep])
+        keep = keep & result.target.keep  # a method may draw from those that can count
+    gap = (value[:, 0] - value[:, 1])[keep]
+    add("rewards/chosen", value[keep, 0])
+    add("rewards/rejected", value[keep, 1])
     add("rewards/margins", gap)
     add("rewards/accuracies", gap > 0)
     if scores.logp is not None:
         add("logps/chosen", scores.logp[batch["pairs"][:, 0]][keep])
         add("logps/rejected", scores.logp[batch["pairs"][:, 1]][keep])
-    wanted = (torch.logit(result.target.prob) + result.target.margin)[keep]
+        if recipe.sft_weight:
+            mean = (scores.logp / batch["length"].clamp(min=1.0))[batch["pairs"][:, 0]]
+            add("nll/chosen_token", -mean[keep])
+    if recipe.per == "response":
+        return
+    target = result.target
+    wanted = recipe.wanted(target)[keep]
     add("target/gap", wanted[torch.isfinite(wanted)])
-    slack = result.target.scale[keep] * gap - result.target.margin[keep]
-    add("slack/violation_rate", slack < 0)
+    add("slack/violation_rate", target.scale[keep] * gap - target.margin[keep] < 0)
+    made = set() if recipe.target is None else recipe.target.part.makes
+    for name in sorted(made & {"margin", "weight", "scale"}):
+        add(f"target/{name}", getattr(target, name)[keep])
 
 
 def rows_of(
-    result: PairLoss, weighted: Tensor, scores: SequenceScores, batch: Batch
+    recipe: Loss, result: PairLoss, weighted: Tensor, scores: SequenceScores, batch: Batch
 ) -> dict[int, dict[str, list[float]]]:
-    """Values of every pair (or response), by the group's row: an id need not be unique."""
-    columns = {"share": batch["share"], "weighted": weighted}
+    """Values of every pair and response, by the group's row: an id need not be unique."""
+    per_response: dict[str, Tensor] = {}
+    per_pair: dict[str, Tensor] = {}
+    shares = per_response if recipe.per == "response" else per_pair
+    shares |= {"share": batch["share"], "weighted": weighted}
     if result.target is None:
-        counts = torch.bincount(batch["owner"])
-        columns |= {"tokens": counts, "loss": result.loss}
+        per_response |= {"tokens": torch.bincount(batch["owner"]), "loss": result.loss}
     else:
-        columns |= {
-            "chosen": result.rewards.chosen,
-            "rejected": result.rewards.rejected,
-            "label": _labels(batch),
-        }
+        value, keep = _pair_rewards(result, batch)
+        per_pair |= {"chosen": value[:, 0], "rejected": value[:, 1], "label": _labels(batch), "kept": keep}
         if scores.logp is not None:
             both = scores.logp[batch["pairs"]]
-            columns |= {"logp_chosen": both[:, 0], "logp_rejected": both[:, 1]}
-    lists = {name: value.cpu().double().tolist() for name, value in columns.items()}
-    rows: dict[int, dict[str, list[float]]] = {number: {c: [] for c in lists} for number in batch["rows"]}
-    for position, group in enumerate(names_of(batch, "rows")):
-        for name, values in lists.items():
-            rows[group][name].append(values[position])
+            per_pair |= {"logp_chosen": both[:, 0], "logp_rejected": both[:, 1]}
+    rows: dict[int, dict[str, list[float]]] = {
+        number: {name: [] for name in (*per_response, *per_pair)} for number in batch["rows"]
+    }
+    for columns, per in ((per_response, "response"), (per_pair, "pair")):
+        lists = {name: value.cpu().double().tolist() for name, value in columns.items()}
+        for position, group in enumerate(names_of(batch, per, "rows") if lists else ()):
+            for name, values in lists.items():
+                rows[group][name].append(values[position])
     return rows
 
 
@@ -110,7 +137,7 @@ def summarise(table: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
     if "tokens" in table:
         nll = float(table["loss"].sum() / table["tokens"].sum())
         return {"loss": nll, "nll/token": nll, "perplexity": math.exp(min(nll, 700.0))}
-    kept = table["share"] > 0
+    kept = table["kept"] > 0
     gap = table["chosen"] - table["rejected"]
     metrics = {"loss": float(table["weighted"].sum() / max(table["share"].sum(), 1e-12))}
     decided = ~np.isnan(table["label"])
@@ -134,8 +161,8 @@ def summarise(table: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
     return metrics
 
 
-def names_of(batch: Batch, column: str = "ids") -> list[Any]:
-    """The group that each loss of a batch belongs to, by its id or its row."""
-    if len(batch["pairs"]):
+def names_of(batch: Batch, per: str, column: str = "ids") -> list[Any]:
+    """The group that each pair (or response) of a batch belongs to, by its id or its row."""
+    if per == "pair":
         return [batch[column][number] for number in batch["group_of"].tolist()]
     return [name for name, size in zip(batch[column], batch["sizes"], strict=True) for _ in range(size)]

@@ -6,8 +6,14 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
+
+from marginkit.assembly import build_loss
 from marginkit.config import RunConfig
+from marginkit.core.parts import Part
+from marginkit.core.tensors import Labels
 from marginkit.data.checks import Findings
 from marginkit.data.grades import pair_evidence, suggest_gamma
 from marginkit.data.pairing import make_pairs
@@ -128,14 +134,28 @@ def ready(groups: Groups, config: RunConfig, how: str | None = None) -> Groups:
     """Groups as the recipe takes them: pairs, or for SFT the best response of each group."""
     if config.kind == "sft":
         return groups.map(best_response_only)
+    per_response = _target_part(config).per == "response"
     pairs = how or _how(groups, config)
-    return make_pairs(
+    made = make_pairs(
         groups,
         pairs,  # type: ignore[arg-type]
         ties=config.data.ties,
         max_pairs=config.data.max_pairs,
         seed=config.seed,
+        keep_unpaired=per_response,
     )
+    return made.filter(_has_a_grade, reason="no graded response") if per_response else made
+
+
+def _has_a_grade(group: Group) -> bool:
+    return any(response.grade is not None for response in group.responses)
+
+
+def _target_part(config: RunConfig) -> Part:
+    """What the run's target declares of itself."""
+    name, _ = resolve_options(config.spec, "target", config.target)
+    part: Part = load_function(name).part
+    return part
 
 
 def best_response_only(group: Group) -> Group:
@@ -154,8 +174,8 @@ def check_evidence(groups: Groups, config: RunConfig) -> None:
     Raises:
         BadInput: what is missing, and the ways out.
     """
-    name, options = resolve_options(config.spec, "target", config.target)
-    needs = load_function(name).part.needs if name else frozenset()
+    _, options = resolve_options(config.spec, "target", config.target)
+    needs = _target_part(config).needs
     native = ties = graded = bare = ungraded = 0
     for group in groups:
         for pair in group.pairs:
@@ -195,6 +215,29 @@ def check_evidence(groups: Groups, config: RunConfig) -> None:
             f"recipe {config.recipe} needs a grade gap, but {ungraded} of {total} pairs have neither two grades nor a "
             "strength; add score_chosen and score_rejected, or margin"
         )
+    if "grade_gap" in needs:
+        check_domain(groups, config)
+
+
+def check_domain(groups: Groups, config: RunConfig) -> None:
+    """Refuse pairs whose grades the target cannot use (a logarithm of a gap of 0), before any model is loaded.
+
+    Raises:
+        BadInput: how many pairs, the rule, and the way out.
+    """
+    columns: dict[str, list[Any]] = {"grade": [], "strength": [], "tie": []}
+    for group in groups:
+        for pair in group.pairs:
+            both = (group.responses[pair.chosen].grade, group.responses[pair.rejected].grade)
+            columns["grade"].append([math.nan if grade is None else grade for grade in both])
+            columns["strength"].append(math.nan if pair.strength is None else pair.strength)
+            columns["tie"].append(pair_evidence(group, pair).tie)
+    labels = Labels(
+        grade=torch.tensor(columns["grade"], dtype=torch.float64).reshape(-1, 2),
+        strength=torch.tensor(columns["strength"], dtype=torch.float64),
+        tie=torch.tensor(columns["tie"], dtype=torch.bool),
+    )
+    build_loss(config.spec, config.options()).kept(labels, len(columns["tie"]))
 
 
 def _has_grades(group: Group, pair: Pair) -> bool:

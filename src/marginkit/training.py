@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,97 +25,14 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from marginkit.batching import BatchPlan, MicroBatch
 from marginkit.callbacks import EpochOrder, LogFile, ProgressBar
-from marginkit.config import RunConfig, TrainConfig
 from marginkit.core.loss import Loss, PairLoss
-from marginkit.core.tensors import SequenceScores
+from marginkit.core.tensors import Labels, SequenceScores
 from marginkit.data.encoded import EncodedGroups
-from marginkit.errors import BadInput, RunFailed
-from marginkit.metering import PAIR_METRICS, SFT_METRICS, Meter, measure, names_of, rows_of, summarise
+from marginkit.errors import RunFailed
+from marginkit.metering import Meter, measure, metrics_of, names_of, rows_of, summarise
 from marginkit.models.packing import Batch, labels_of, number_dtype, padded_batch
 from marginkit.models.scorer import teach
-
-_OWN_KEYS = {
-    "prompts_per_step",
-    "tokens_per_micro_batch",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "per",
-    "control",
-    "disable_dropout",
-    "force",
-    "precision",
-    "extra",
-    "push_to_hub",  # a finished run is pushed with its card, see card.py
-    "hub_model_id",
-    "hub_private_repo",
-}
-
-
-def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval: bool) -> TrainingArguments:
-    """TrainingArguments for a run: the listed subset under its own names, `train.extra`, and what the trainer needs.
-
-    Raises:
-        BadInput: transformers refuses them, or an extra contradicts the trainer.
-    """
-    train = config.train
-    given: dict[str, Any] = {name: value for name, value in train.model_dump().items() if name not in _OWN_KEYS}
-    if not has_eval:
-        given |= {"eval_strategy": "no", "load_best_model_at_end": False}
-    # the key users know; transformers 5.23 renamed it
-    if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
-        given["activation_checkpointing"] = given.pop("gradient_checkpointing")
-    for name in ("fsdp", "fsdp_config", "deepspeed", "eval_steps"):
-        if given[name] is None:
-            del given[name]
-    if isinstance(given["report_to"], tuple):
-        given["report_to"] = list(given["report_to"])
-    fixed: dict[str, Any] = {
-        "output_dir": str(out / "checkpoints"),
-        "seed": config.seed,
-        "per_device_train_batch_size": 1,  # one item is one optimizer step
-        "per_device_eval_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "bf16": precision == "bf16",
-        "fp16": precision == "fp16",
-        "remove_unused_columns": False,
-        "logging_nan_inf_filter": False,  # it would log a NaN loss as 0 and train on
-        "ddp_find_unused_parameters": False,
-        "include_num_input_tokens_seen": "no",
-        "disable_tqdm": True,
-        "label_names": [],
-    }
-    clash = sorted(set(train.extra) & (set(fixed) | set(given)))
-    if clash:
-        raise BadInput(f"train.extra.{clash[0]}: set by marginkit; use train.{clash[0]} where there is such a key")
-    try:
-        return TrainingArguments(**given, **fixed, **train.extra)
-    except (TypeError, ValueError, ImportError) as error:
-        raise BadInput(f"train: {str(error).splitlines()[0]}") from None
-
-
-def batch_plan(config: TrainConfig, groups: EncodedGroups, *, world_size: int, seed: int) -> tuple[BatchPlan, str]:
-    """The plan of an epoch and, in words, how the batch settings were understood."""
-    rows, lengths = groups.shapes()
-    per_device, accumulate = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    prompts = config.prompts_per_step
-    if prompts is None:
-        prompts = (
-            32 if per_device is None and accumulate is None else (per_device or 1) * (accumulate or 1) * world_size
-        )
-    plan = BatchPlan(
-        rows=rows,
-        lengths=lengths,
-        prompts_per_step=prompts,
-        tokens_per_micro_batch=config.tokens_per_micro_batch,
-        prompts_per_micro_batch=per_device,
-        world_size=world_size,
-        seed=seed,
-    )
-    limit = f"{config.tokens_per_micro_batch} padded tokens"
-    if per_device is not None:
-        limit += f" or {per_device} prompts"
-    words = f"{prompts} prompts an optimizer step over {world_size} rank(s), micro-batches of up to {limit}"
-    return plan, f"{words}, {len(plan)} steps an epoch"
+from marginkit.neighbours import Mode, Neighbours, pair_keys
 
 
 class _Steps(Dataset[list[tuple[MicroBatch, list[Any]]]]):
@@ -156,6 +74,8 @@ class MarginTrainer(Trainer):
         eval_groups: the same for evaluation, or None.
         tokenizer: saved with every checkpoint.
         per: pair, or prompt (the pairs of a group share weight 1).
+        population: microbatch or window, for recipes that look at other pairs.
+        population_window: pairs in a window.
         log_file: where log lines go.
     """
 
@@ -172,6 +92,8 @@ class MarginTrainer(Trainer):
         tokenizer: Any,
         *,
         per: str = "pair",
+        population: Mode = "microbatch",
+        population_window: int = 1024,
         log_file: Path | None = None,
     ) -> None:
         self.recipe = loss
@@ -190,6 +112,7 @@ class MarginTrainer(Trainer):
             callbacks=[EpochOrder(self.sampler), ProgressBar(f"train {loss.name}")],
         )
         self.model_accepts_loss_kwargs = True
+        self.neighbours = Neighbours(loss, population, population_window, self.accelerator) if loss.coupled else None
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
         if log_file is not None:
@@ -206,17 +129,31 @@ class MarginTrainer(Trainer):
         batch["real"] = micro.real
         batch["rows"] = [group.row for group in groups]
         batch["tokens"] = float(batch["attention_mask"].sum()) * micro.real
-        if self.recipe.target is None:
-            batch["share"] = torch.full_like(batch["length"], float(micro.real))
-            batch["units"] = float(batch["length"].sum()) * micro.real
-            return batch
-        keep = self.recipe.kept(labels_of(batch), len(batch["pairs"])).to(batch["weight"].dtype)
+        batch["wants"] = tuple(sorted(self.recipe.needs & {"hidden", "log_collision"}))
+        recipe, dtype = self.recipe, batch["length"].dtype
+        if recipe.target is None:
+            keep = torch.ones_like(batch["length"])
+        elif recipe.per == "response":
+            keep = recipe.kept(Labels(grade=batch["response_grade"]), len(batch["length"])).to(dtype)
+        else:
+            keep = recipe.kept(labels_of(batch), len(batch["pairs"])).to(dtype)
+            batch["key"] = pair_keys(batch["rows"], batch["group_of"])
+            if recipe.target is not None and "chance" in recipe.target.part.needs:
+                batch["chance"] = self._chance(groups).to(dtype)
         if self.per == "prompt":
-            kept_in_group = torch.zeros(len(groups), dtype=keep.dtype).index_add(0, batch["group_of"], keep)
-            keep = keep / kept_in_group.clamp(min=1.0)[batch["group_of"]]
+            group_of = batch["group_of"] if recipe.per == "pair" else _group_of_responses(batch)
+            kept_in_group = torch.zeros(len(groups), dtype=dtype).index_add(0, group_of, keep)
+            keep = keep / kept_in_group.clamp(min=1.0)[group_of]
         batch["share"] = keep * micro.real
-        batch["units"] = float(batch["share"].sum())
+        per_token = recipe.objective.part.normaliser == "token"
+        batch["units"] = float((batch["share"] * batch["length"] if per_token else batch["share"]).sum())
         return batch
+
+    def _chance(self, groups: list[Any]) -> Tensor:
+        """[P] uniform numbers that depend on seed, epoch and pair alone, not on the layout."""
+        seed = [self.plan.seed, self.sampler.epoch]
+        drawn = [np.random.default_rng([*seed, group.row]).random(len(group.chosen)) for group in groups]
+        return torch.from_numpy(np.concatenate(drawn))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Optimizer steps of this rank; not prepared by accelerate, which would shard the steps once more."""
@@ -269,6 +206,8 @@ class MarginTrainer(Trainer):
             accelerator.gradient_state._set_sync_gradients(last)
             with nullcontext() if last else accelerator.no_sync(model):
                 total = total + super().training_step(model, batch, num_items_in_batch)
+        if self.neighbours is not None:
+            self.neighbours.end_step()
         return total
 
     def compute_loss(
@@ -276,24 +215,35 @@ class MarginTrainer(Trainer):
     ) -> Any:
         """sum(share * weight * loss) / (units of the step) * ranks, which gradient averaging over ranks undoes."""
         scores: SequenceScores = model(batch=inputs)
-        result = self._pair_loss(scores, inputs)
+        result = self._pair_loss(scores, inputs, training=True)
         total = self._weighted(result, inputs).sum()
-        self.step_rows.append((names_of(inputs), result.loss.detach()))
+        self.step_rows.append((names_of(inputs, self.recipe.per), result.total.detach()))
         if inputs["real"]:
-            measure(self.meter, result, scores, inputs)
+            measure(self.meter, self.recipe, result, scores, inputs)
         loss = total / num_items_in_batch * self.accelerator.num_processes
         return (loss, scores) if return_outputs else loss
 
-    def _pair_loss(self, scores: SequenceScores, batch: Batch) -> PairLoss:
-        if self.recipe.target is None:
-            return self.recipe.evaluate(scores)
-        return self.recipe.evaluate(scores.at(batch["pairs"], labels_of(batch)))
+    def _pair_loss(self, scores: SequenceScores, batch: Batch, *, training: bool) -> PairLoss:
+        if self.recipe.per == "response":
+            return self.recipe.evaluate(scores, training=training)
+        labels = replace(labels_of(batch), chance=batch.get("chance"), progress=self._progress(batch))
+        pairs = scores.at(batch["pairs"], labels)
+        population = None
+        if self.neighbours is not None:
+            population = self.neighbours.population(pairs, batch["key"], real=batch["real"], training=training)
+        return self.recipe.evaluate(pairs, population, training=training)
+
+    def _progress(self, batch: Batch) -> Tensor:
+        """[P] the share of the training done: 0 in the first step, 1 in the last."""
+        done = min(1.0, self.state.global_step / max(1, self.state.max_steps - 1))
+        return torch.full_like(batch["weight"], done)
 
     def _weighted(self, result: PairLoss, batch: Batch) -> Tensor:
         """Share * weight * loss; exactly 0 for what counts nothing."""
         share: Tensor = batch["share"]
-        weights = share if result.target is None else share * result.target.weight * batch["weight"]
-        return torch.where(share > 0, weights * result.loss, torch.zeros_like(result.loss))
+        weights = share * batch["weight"] if self.recipe.per == "pair" else share
+        counts = share > 0 if result.target is None else (share > 0) & result.target.keep
+        return torch.where(counts, weights * result.total, torch.zeros_like(result.total))
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -325,8 +275,7 @@ class MarginTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics to a training log line, reduced over ranks once."""
         if "loss" in logs:
-            names = SFT_METRICS if self.recipe.target is None else PAIR_METRICS
-            logs = logs | self.meter.reduce(self.accelerator, names)
+            logs = logs | self.meter.reduce(self.accelerator, metrics_of(self.recipe))
             logs["num_tokens"] = float(self.state.num_input_tokens_seen)
         super().log(logs, start_time)
 
@@ -365,5 +314,27 @@ class MarginTrainer(Trainer):
         )
 
     def _rows(self, scores: SequenceScores, batch: Batch) -> dict[int, dict[str, list[float]]]:
-        result = self._pair_loss(scores, batch)
-        return rows_of(result, self._weighted(result, batch), scores, batch)
+        result = self._pair_loss(scores, batch, training=False)
+        return rows_of(self.recipe, result, self._weighted(result, batch), scores, batch)
+
+    # -- the state of recipes that look at other pairs
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.neighbours is not None and self.args.should_save:
+            self.neighbours.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.neighbours is not None and checkpoint is not None:
+            self.neighbours.load(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.neighbours is not None and self.state.best_model_checkpoint is not None:
+            self.neighbours.load(self.state.best_model_checkpoint)
+
+
+def _group_of_responses(batch: Batch) -> Tensor:
+    """[R] the group of every response."""
+    return torch.repeat_interleave(torch.arange(len(batch["sizes"])), torch.tensor(batch["sizes"]))

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import tiny
+from marginkit.assembly import build_loss
 from marginkit.data.encoded import EncodedGroup, EncodedGroups
 from marginkit.models.packing import labels_of, padded_batch
 from marginkit.models.scorer import score
 from marginkit.preparing import best_response_only
-from marginkit.registry import build_loss, load_recipe
+from marginkit.registry import load_recipe
 
 LOSSES = 1e-6  # nats, absolute
 # Relative to the largest entry of each tensor. A head read at one token a row gives attention far smaller gradients

@@ -66,7 +66,7 @@ def test_a_non_finite_loss_stops_before_the_weights_change(recipe: str, value: s
 
 def step_three(groups: Any, config: Any) -> str:
     """A group with a kept pair in the third step (the first of the second epoch)."""
-    from marginkit.training import batch_plan
+    from marginkit.arguments import batch_plan
 
     plan, _ = batch_plan(config.train, groups, world_size=1, seed=config.seed)
     first = next(iter(plan.steps(1)))
@@ -91,7 +91,7 @@ def test_a_non_finite_gradient_of_a_finite_loss_names_the_groups_of_the_step(tmp
 
 def test_a_nan_reference_score_never_enters_the_store_or_the_tables(tmp_path: Path) -> None:
     """A reference or a trained model that gives NaN is named with the group, and stops."""
-    from marginkit.reference import reference_logps
+    from marginkit.frozen_scores import kept_scores
     from marginkit.scoring import score_tables
     from marginkit.store import ScoreStore
 
@@ -103,7 +103,7 @@ def test_a_nan_reference_score_never_enters_the_store_or_the_tables(tmp_path: Pa
     make: dict[str, Any] = {"pad_id": 0, "tokens": 300, "precision": tiny.CPU}
     with ScoreStore(tmp_path, "m", {}) as store:
         with pytest.raises(RunFailed, match=r"group train-\d: the reference gives it log-probability nan"):
-            reference_logps(broken, encoded, store, **make)
+            kept_scores(broken, encoded, store, quantity="logp", role="reference", **make)
         assert store.added == 0
     head = tiny.model("llama_rm")
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_a_nan_reference_score_never_enters_the_store_or_the_tables(tmp_path: Pa
 
 def loss_of(recipe: str) -> Loss:
     """The recipe's loss."""
-    from marginkit.registry import build_loss
+    from marginkit.assembly import build_loss
 
     config = tiny.configured(recipe)
     return build_loss(config.spec, config.options())

@@ -15,12 +15,13 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import tiny
+from marginkit.arguments import batch_plan, training_arguments
 from marginkit.config import resolve
 from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import BadInput
 from marginkit.metering import Meter
 from marginkit.run import train
-from marginkit.training import MarginTrainer, batch_plan, training_arguments
+from marginkit.training import MarginTrainer
 
 # What MarginTrainer overrides or calls of the installed Trainer, public and private. If an upgrade changes one of
 # these, read the new code and tests/training before changing the line here.
@@ -38,6 +39,9 @@ HOOKS = {
     "get_eval_dataloader": ("eval_dataset",),
     "compute_loss_context_manager": (),
     "_wrap_model": ("model", "training", "dataloader"),
+    "_save_optimizer_and_scheduler": ("output_dir",),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_load_best_model": (),
 }
 
 

@@ -50,6 +50,7 @@ class EncodedGroup:
         weight: [P].
         tie: [P].
         ref_logp: [K] nats under the reference, once joined in.
+        rm_head: [K] logits of another reward model, once joined in.
     """
 
     row: int
@@ -66,6 +67,7 @@ class EncodedGroup:
     weight: list[float]
     tie: list[bool]
     ref_logp: list[float] | None = None
+    rm_head: list[float] | None = None
 
     @property
     def length(self) -> int:
@@ -74,7 +76,7 @@ class EncodedGroup:
 
 
 class EncodedGroups(Sequence[EncodedGroup]):
-    """Encoded groups in a memory-mapped Arrow table, with the reference scores joined in as a column."""
+    """Encoded groups in a memory-mapped Arrow table, with the scores of other models joined in as columns."""
 
     def __init__(self, table: pa.Table, keep: object = None) -> None:
         self._table = table
@@ -102,10 +104,20 @@ class EncodedGroups(Sequence[EncodedGroup]):
 
     def with_ref_logp(self, values: Sequence[Sequence[float]]) -> EncodedGroups:
         """The same groups with reference log-probabilities, one list a group."""
-        table = self._table
-        if "ref_logp" in table.column_names:
-            table = table.drop_columns(["ref_logp"])
-        return EncodedGroups(table.append_column("ref_logp", pa.array(values, _FLOATS)), self._keep)
+        return self._with_scores("ref_logp", values)
+
+    def with_rm_head(self, values: Sequence[Sequence[float]]) -> EncodedGroups:
+        """The same groups with the scores of another reward model, one list a group."""
+        return self._with_scores("rm_head", values)
+
+    def _with_scores(self, name: str, values: Sequence[Sequence[float]]) -> EncodedGroups:
+        table = self._table.drop_columns([name]) if name in self._table.column_names else self._table
+        return EncodedGroups(table.append_column(name, pa.array(values, _FLOATS)), self._keep)
+
+    def rows(self) -> list[int]:
+        """Of every group, its index into the groups it came from."""
+        rows: list[int] = self._table["row"].to_pylist()
+        return rows
 
     def shapes(self) -> tuple[list[int], list[int]]:
         """Rows (responses) and longest sequence of every group: what a batch plan needs."""

@@ -22,7 +22,13 @@ ONE_RESPONSE, NO_EVIDENCE, ALL_TIES = "one response only", "no evidence to pair 
 
 
 def make_pairs(
-    groups: Groups, how: How = "given", *, ties: Ties = "half", max_pairs: int | None = None, seed: int = 0
+    groups: Groups,
+    how: How = "given",
+    *,
+    ties: Ties = "half",
+    max_pairs: int | None = None,
+    seed: int = 0,
+    keep_unpaired: bool = False,
 ) -> Groups:
     """Fill in `pairs`.
 
@@ -37,10 +43,12 @@ def make_pairs(
         ties: half (kept and flagged), label (kept in the order of the responses, not flagged) or drop.
         max_pairs: at most so many pairs a group, a random subset in the order of the pairs.
         seed: another seed draws other subsets.
+        keep_unpaired: keep groups without a pair too, for losses per response.
 
     Returns:
-        Groups with at least one pair each. `dropped` counts the groups left out ("one response only", "no evidence to
-        pair on", "all ties") and the pairs left out ("pairs without evidence", "pairs tied", "pairs over max_pairs").
+        Groups with at least one pair each (or any, with `keep_unpaired`). `dropped` counts the groups left out ("one
+        response only", "no evidence to pair on", "all ties") and the pairs left out ("pairs without evidence", "pairs
+        tied", "pairs over max_pairs").
 
     Raises:
         BadInput: an unknown `how` or `ties`, or max_pairs below 1.
@@ -66,6 +74,9 @@ def make_pairs(
             found, bare = makers[how](group)
             dropped["pairs without evidence"] += bare
             kept = [pair for pair in found if ties != "drop" or not pair.tie]
+            if not kept and keep_unpaired:
+                yield replace(group, pairs=())
+                continue
             if not kept:
                 dropped[ONE_RESPONSE if len(group.responses) < 2 else ALL_TIES if found else NO_EVIDENCE] += 1
                 continue
