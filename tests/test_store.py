@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-import marginkit.reference
+import marginkit.frozen_scores
 import marginkit.scoring
 import tiny
+from marginkit.config import ModelConfig
 from marginkit.errors import RunFailed
-from marginkit.reference import reference_logps, reference_settings
+from marginkit.frozen_scores import kept_scores, score_settings
 from marginkit.run import train
 from marginkit.scoring import score_batches
 from marginkit.store import ScoreStore, file_fingerprint, folder_fingerprint
@@ -209,7 +210,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             seen.append(len(scores.length))
             yield indices, scores
 
-    monkeypatch.setattr(marginkit.reference, "score_batches", counted)
+    monkeypatch.setattr(marginkit.frozen_scores, "score_batches", counted)
     monkeypatch.setattr(marginkit.scoring, "score_batches", counted)
     return seen
 
@@ -217,19 +218,19 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_second_time_nothing_is_computed(tmp_path: Path, passes: list[int]) -> None:
     """All scores, then none, then only those of what is new; the model is not even loaded."""
     own, encoded = tiny.model("llama"), tiny.encode(tiny.graded_groups(8))
-    make: dict[str, Any] = {"pad_id": 0, "tokens": 300, "precision": tiny.CPU}
+    make: dict[str, Any] = {"quantity": "logp", "role": "reference", "pad_id": 0, "tokens": 300, "precision": tiny.CPU}
     with opened(tmp_path) as store:
-        first = reference_logps(own, encoded[:6], store, **make)
+        first = kept_scores(own, encoded[:6], store, **make)
     responses = [len(group.response_ids) for group in encoded]
     assert sum(passes) == sum(responses[:6])
     assert first == [pytest.approx(row, rel=1e-6) for row in tiny.logps(own, encoded[:6])]
     passes.clear()
     with opened(tmp_path) as store:
-        again = reference_logps(lambda: pytest.fail("the model was loaded"), encoded[:6], store, **make)
+        again = kept_scores(lambda: pytest.fail("the model was loaded"), encoded[:6], store, **make)
         assert again == first
         assert store.added == 0
     with opened(tmp_path) as store:
-        reference_logps(lambda: own, encoded, store, **make)
+        kept_scores(lambda: own, encoded, store, **make)
         assert store.added == sum(passes) == sum(responses[6:])
 
 
@@ -237,13 +238,13 @@ def test_the_second_time_nothing_is_computed(tmp_path: Path, passes: list[int]) 
 def test_ranks_share_the_work_and_leave_nothing_over(order: tuple[int, ...], tmp_path: Path) -> None:
     """Each of three ranks computes its part, also one that starts when others have finished; all can then be read."""
     own, encoded = tiny.model("llama"), tiny.encode(tiny.graded_groups(7))
-    make: dict[str, Any] = {"pad_id": 0, "tokens": 300, "precision": tiny.CPU}
+    make: dict[str, Any] = {"quantity": "logp", "role": "reference", "pad_id": 0, "tokens": 300, "precision": tiny.CPU}
     for rank in order:
         with opened(tmp_path) as store:
-            assert reference_logps(own, encoded, store, **make, share=(rank, 3)) is None
+            assert kept_scores(own, encoded, store, **make, share=(rank, 3)) is None
             assert store.added == sum(len(group.response_ids) for group in list(encoded)[rank::3])
     with opened(tmp_path) as store:
-        whole = reference_logps(lambda: pytest.fail("the model was loaded"), encoded, store, **make)
+        whole = kept_scores(lambda: pytest.fail("the model was loaded"), encoded, store, **make)
     assert whole == [pytest.approx(row, rel=1e-6) for row in tiny.logps(own, encoded)]
 
 
@@ -300,7 +301,7 @@ def test_other_settings_are_named_and_other_weights_are_another_model(
 
 def test_settings_name_what_decides_a_number() -> None:
     """Weights, quantisation, autocast, device, attention, layout and versions are all in the key."""
-    names = reference_settings("eager", "float32", None, tiny.CPU)
+    names = score_settings("logp", ModelConfig(attention="eager"), tiny.CPU)
     assert set(names) == {
         "quantity", "weights", "quantization", "autocast", "device", "attention", "layout", "torch", "transformers",
     }  # fmt: skip
@@ -328,7 +329,7 @@ def slow_run(start: str, folder: str) -> None:
             yield indices, scores
             time.sleep(0.15)
 
-    marginkit.reference.score_batches = slow
+    marginkit.frozen_scores.score_batches = slow
     train("dpo", killed_settings(start, Path(folder)), train=GROUPS)
 
 

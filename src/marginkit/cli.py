@@ -215,11 +215,10 @@ def demo(
 def list_recipes(
     recipe: Annotated[str | None, typer.Argument(help="One recipe in full.")] = None,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="A YAML file to start from.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="The catalogue as a page.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The catalogue: every recipe, its options, its paper, and where it deviates."""
-    from marginkit.listing import kind_of, page, starter
+    """The catalogue: every recipe, its options, what it needs, its paper, and where it deviates."""
+    from marginkit.listing import kind_of, needs_of, needs_short, parts_short, starter
     from marginkit.registry import load_recipe, recipe_names
 
     specs = [load_recipe(name) for name in ([recipe] if recipe is not None else recipe_names())]
@@ -228,12 +227,12 @@ def list_recipes(
             raise BadInput("--yaml: name the recipe, e.g. marginkit list mmpo --yaml")
         _print(starter(specs[0]))
     elif as_json:
-        _print_json({spec.name: spec.model_dump(mode="json") for spec in specs})
-    elif as_markdown:
-        _print("\n".join(page(specs)))
+        _print_json({s.name: s.model_dump(mode="json") | {"needs": sorted(needs_of(s))} for s in specs})
     elif recipe is None:
-        _table("recipes", ("name", "trains", "what it is"), [(s.name, kind_of(s), s.summary) for s in specs])
-        _print("marginkit list NAME shows its options; marginkit list NAME --yaml a file to start from")
+        rests = {True: "reconstructed", False: ""}
+        rows = [(s.name, kind_of(s), parts_short(s), needs_short(s), rests[bool(s.reconstructed)]) for s in specs]
+        _table("recipes", ("name", "trains", "reward x target x objective", "needs, beside pairs", "rests on"), rows)
+        _print("marginkit list NAME: what it is, its options, what is reconstructed; with --yaml a file to start from")
     else:
         _one_recipe(specs[0])
 
@@ -242,24 +241,17 @@ def list_recipes(
 
 
 def _one_recipe(spec: Recipe) -> None:
-    from marginkit.listing import kind_of, paper_of
+    from marginkit.listing import command, facts, in_python, kind_of, option_rows, parts_line
 
     _print(f"{spec.name} ({kind_of(spec)}, version {spec.version}): {spec.summary}")
-    _print(f"loss   {spec.formula}")
-    _print(f"paper  {paper_of(spec)}")
-    rows = [
-        (
-            f"{part}.{name}",
-            "required" if option.default is None else f"{option.default:g}",
-            option.range_text(),
-            option.help,
-        )
-        for name, (part, option) in spec.options().items()
-    ]
+    lines = [("loss", spec.formula), ("parts", parts_line(spec)), *facts(spec)]
+    lines += [("train", command(spec)), ("python", in_python(spec))]
+    for topic, sentence in lines:
+        _print(f"{topic:<14} {sentence}")
+    rows = list(option_rows(spec))
     if rows:
-        _table("options", ("key", "default", "range", "meaning"), rows)
-    for deviation in spec.deviations:
-        _print(f"deviation: {deviation}")
+        _print("")
+        _table("options", ("key", "default", "range", "unit", "meaning", "source"), rows)
 
 
 def _evaluation(title: str, evaluation: Evaluation) -> None:

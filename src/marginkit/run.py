@@ -14,8 +14,10 @@ from typing import Any
 
 from accelerate import PartialState
 
+from marginkit.assembly import build_loss
 from marginkit.card import push, write_card
-from marginkit.config import EncodingConfig, ModelConfig, RunConfig, resolve
+from marginkit.config import EncodingConfig, ModelConfig, RunConfig, resolve, trained_model
+from marginkit.control import twin_of
 from marginkit.data.encoded import EncodedGroups, EncodingReport
 from marginkit.data.encoding import Encoder
 from marginkit.errors import BadInput
@@ -32,11 +34,12 @@ from marginkit.models.loading import (
     without_dropout,
 )
 from marginkit.models.scorer import probe
+from marginkit.neighbours import check_population
 from marginkit.preparing import Splits, prepare, ready
 from marginkit.progress import progress
 from marginkit.records import Estimate, content_text
 from marginkit.reference import join_reference
-from marginkit.registry import build_loss, load_recipe, resolve_options
+from marginkit.reward_scores import check_reward_model, join_reward_scores
 from marginkit.rundir import check_data, last_checkpoint, open_run, run_folder, write_manifest, write_whole
 from marginkit.scoring import choose_precision, score_tables
 from marginkit.tables import Scores
@@ -128,14 +131,7 @@ def train(
         raise
     if config.train.control is None:
         return run
-    twin = config.with_(
-        recipe=config.train.control,
-        reward=_reward_of_control(config, config.train.control),
-        target={},
-        objective={},
-        train=config.train.model_copy(update={"control": None}),
-        out=str(out / "control"),
-    )
+    twin = twin_of(config, config.train.control, out / "control")
     log.info("control: %s on the same data, from the same start", twin.recipe)
     control_out = out / "control"
     if state.is_main_process and not (control_out / "metrics.json").is_file():
@@ -148,19 +144,12 @@ def train(
     return Run(out, config, run.checkpoint, run.metrics, control, differences, run.seconds + control.seconds)
 
 
-def _reward_of_control(config: RunConfig, control: str) -> dict[str, Any]:
-    """The run's own reward options for its twin, its recipe's defaults included: another beta is another comparison."""
-    if "function" in config.reward:
-        return config.reward
-    _, options = resolve_options(config.spec, "reward", config.reward)
-    return {name: value for name, value in options.items() if name in load_recipe(control).reward.options}
-
-
 def check_model(config: RunConfig) -> None:
     """Refuse what is known to go wrong, before data and model are read.
 
     Raises:
-        BadInput: no model, or bfloat16 weights with a learning rate that would round away.
+        BadInput: no model, bfloat16 weights with a learning rate that would round away, or no reward model where the
+            recipe needs its scores.
     """
     model, train = config.model, config.train
     if model.path is None:
@@ -175,6 +164,17 @@ def check_model(config: RunConfig) -> None:
             f"model.dtype={model.dtype} with train.learning_rate={train.learning_rate:g}: most updates would round "
             "away; keep float32 weights (autocast still computes in bfloat16), use model.lora, or set train.force=true"
         )
+    loss = build_loss(config.spec, config.options())
+    if model.reference is not None and "ref_logp" not in loss.needs:
+        raise BadInput(f"model.reference={model.reference}: recipe {config.recipe} has no reference; leave it out")
+    check_population(loss, train.population, train.population_window)
+    asks, needs = config, loss.needs
+    if train.control is not None:
+        twin = twin_of(config, train.control, Path("control"))
+        theirs = build_loss(twin.spec, twin.options()).needs
+        if "rm_head" in theirs:  # the reward model may be there for the control alone
+            asks, needs = twin, theirs
+    check_reward_model(asks, needs)
 
 
 def starting_model(config: RunConfig, splits: Splits, out: Path, state: PartialState) -> ModelConfig:
@@ -205,7 +205,8 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     """Train from `start` into `out` and judge the result; goes on from the last checkpoint if there is one."""
     from transformers import set_seed
 
-    from marginkit.training import MarginTrainer, batch_plan, training_arguments
+    from marginkit.arguments import batch_plan, training_arguments
+    from marginkit.training import MarginTrainer
 
     began = time.perf_counter()
     if (out / "metrics.json").is_file():  # a control that was finished before the interruption
@@ -221,15 +222,19 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         without_dropout(model)
     precision = choose_precision(config, state)
     encoded, reports = encode_parts(config.encoding, tokenizer, model, splits.parts())
-    loss = build_loss(config.spec, config.options())
+    loss = build_loss(config.spec, config.options(), seed=config.seed)
     extra: dict[str, Any] = {"start": str(start.path), "distributed": str(state.distributed_type)}
-    if "ref_logp" in loss.reward.part.needs:
+    if "rm_head" in loss.needs:  # before the reference: the policy is not on the device yet
+        read = {name: groups for name, groups in encoded.items() if name != "test"}  # judging asks for none
+        joined, extra["reward_model"] = join_reward_scores(config, splits.parts(), read, out, state)
+        encoded |= joined
+    if "ref_logp" in loss.needs:
         encoded, extra["reference"] = join_reference(config, start, model, tokenizer, encoded, out, precision, state)
     plan, words = batch_plan(config.train, encoded["train"], world_size=state.num_processes, seed=config.seed)
     log.info("%s", words)
     config = without_idle_warmup(config, len(plan))
     arguments = training_arguments(config, out, precision=precision.name, has_eval="eval" in encoded)
-    per = config.train.per or ("prompt" if splits.all_pairs else "pair")
+    per = config.train.per or ("prompt" if splits.all_pairs and loss.per == "pair" else "pair")
     if state.is_main_process:
         write_manifest(out, config, splits, reports, extra | {"batches": words, "per": per})
     trainer = MarginTrainer(
@@ -241,6 +246,8 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         encoded.get("eval"),
         tokenizer,
         per=per,
+        population=check_population(loss, config.train.population, config.train.population_window),
+        population_window=config.train.population_window or 1024,
         log_file=out / "log.jsonl",
     )
     checkpoint = last_checkpoint(out)
@@ -372,10 +379,7 @@ def _what_to_score(
 ) -> tuple[RunConfig, ModelConfig, ModelConfig]:
     """The configuration, the trained model and the model it started from."""
     if (folder / "config.yaml").is_file():
-        config = resolve(folder / "config.yaml")
-        if not (folder / "model").is_dir():
-            raise BadInput(f"{folder}: the run has no trained model yet; run marginkit train again to finish it")
-        trained = config.model.model_copy(update={"path": str(folder / "model"), "tokenizer": None, "lora": None})
+        config, trained = trained_model(folder)
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         start = config.model.model_copy(update={"path": manifest["start"], "tokenizer": None})
         return config, trained, start
@@ -389,6 +393,9 @@ def _what_to_score(
         recipe = "bt"
     path = str(folder)
     config = resolve(recipe, {"model": {"path": path, "reference": reference}})
-    if config.kind == "policy" and reference is None:
-        raise BadInput(f"{path}: a policy's reward is relative to a reference; name it with --reference")
+    needs = build_loss(config.spec, config.options()).reward.part.needs
+    if "ref_logp" in needs and reference is None:
+        raise BadInput(f"{path}: the reward of recipe {recipe} is relative to a reference; name it with --reference")
+    if "ref_logp" not in needs and reference is not None:
+        raise BadInput(f"--reference {reference}: the reward of recipe {recipe} has no reference; leave it out")
     return config, config.model, config.model

@@ -45,7 +45,7 @@ def test_chunked_log_probabilities_are_those_of_the_full_softmax(budget: int, mo
     chunks: list[int] = []
     counted = logprobs.checkpoint
     monkeypatch.setattr(logprobs, "checkpoint", lambda *a, **k: (chunks.append(1), counted(*a, **k))[1])
-    ours = token_logprobs(head, hidden, tokens, vocab=VOCAB, budget=budget)
+    ours, _ = token_logprobs(head, hidden, tokens, vocab=VOCAB, budget=budget)
     assert len(chunks) == {1: 23, VOCAB: 23, 5 * VOCAB: 5, 10**6: 0}[budget]
     wanted = full(head, hidden, tokens)
     assert (ours - wanted).abs().max() <= 1e-6
@@ -59,7 +59,7 @@ def test_chunked_log_probabilities_are_those_of_the_full_softmax(budget: int, mo
         assert (left - right).abs().max() <= 1e-5
     with torch.no_grad():
         chunks.clear()
-        assert torch.equal(token_logprobs(head, hidden, tokens, vocab=VOCAB, budget=budget), ours.detach())
+        assert torch.equal(token_logprobs(head, hidden, tokens, vocab=VOCAB, budget=budget)[0], ours.detach())
         assert not chunks, "nothing is recomputed where no gradient is asked for"
 
 
@@ -80,7 +80,7 @@ def test_half_precision_logits_are_normalised_in_float32() -> None:
     """bfloat16 logits go through a float32 log-softmax: exactly the float32 result on the rounded logits."""
     logits = (4 * torch.randn(TOKENS, VOCAB, generator=torch.Generator().manual_seed(0))).bfloat16()
     tokens = torch.arange(TOKENS)
-    ours = token_logprobs(lambda at: logits[at[:, 0].long()], tokens[:, None].bfloat16(), tokens, vocab=VOCAB)
+    ours, _ = token_logprobs(lambda at: logits[at[:, 0].long()], tokens[:, None].bfloat16(), tokens, vocab=VOCAB)
     assert ours.dtype == torch.float32
     assert torch.allclose(ours, logits.float().log_softmax(-1)[tokens, tokens], atol=1e-6)
 

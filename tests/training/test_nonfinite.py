@@ -26,8 +26,8 @@ class Breaking(tiny.Recording):
         self.before = {name: value.clone() for name, value in self.model.state_dict().items()}
         return super().training_step(*args, **kwargs)
 
-    def _pair_loss(self, scores: Any, batch: Any) -> PairLoss:
-        result = super()._pair_loss(scores, batch)
+    def _pair_loss(self, scores: Any, batch: Any, *, training: bool) -> PairLoss:
+        result = super()._pair_loss(scores, batch, training=training)
         if self.state.global_step != 2 or self.group not in batch["ids"]:
             return result
         hit = batch["group_of"] == batch["ids"].index(self.group)
@@ -78,8 +78,8 @@ def test_a_non_finite_gradient_of_a_finite_loss_names_the_groups_of_the_step(tmp
     """Sqrt at 0 has a finite value and an infinite slope."""
 
     class Steep(tiny.Recording):
-        def _pair_loss(self, scores: Any, batch: Any) -> PairLoss:
-            result = super()._pair_loss(scores, batch)
+        def _pair_loss(self, scores: Any, batch: Any, *, training: bool) -> PairLoss:
+            result = super()._pair_loss(scores, batch, training=training)
             flat = result.loss - result.loss.detach()
             return replace(result, loss=result.loss + torch.sqrt(flat * flat))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,38 +14,50 @@ _LOGITS_GPU = 2**28
 
 
 def token_logprobs(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, *, vocab: int, budget: int | None = None
-) -> Tensor:
-    """Log p(token) at each position: logit of the token minus logsumexp over the vocabulary, in fp32.
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    tokens: Tensor,
+    *,
+    vocab: int,
+    collision: bool = False,
+    budget: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Log p(token) at each position, and on request the log-probability that two draws there agree; both in fp32.
+
+    One pass of the head serves both: log p(token) is the token's logit minus logsumexp over the vocabulary, and
+    log sum_v p(v)^2 = logsumexp(2 * logits) - 2 * logsumexp(logits) needs all of the same log-probabilities.
 
     Args:
         head: hidden states -> logits; called as a module, so that adapters, quantisation and sharding keep working.
         hidden: [S, d], only where a response token is predicted.
         tokens: [S] the tokens there.
         vocab: size of the vocabulary, which sets the chunk.
+        collision: compute log sum_v p(v)^2 as well.
         budget: logits held at a time; default by device.
 
     Returns:
-        [S] nats.
+        [S] nats, log p(token); [S] nats, log sum_v p(v)^2 without a gradient, or None.
     """
 
-    def chunk_logprobs(states: Tensor, wanted: Tensor) -> Tensor:
-        return -nn.functional.cross_entropy(head(states).float(), wanted, reduction="none")
+    def chunk_logprobs(states: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        all_logp = head(states).float().log_softmax(-1)
+        logp = -nn.functional.nll_loss(all_logp, wanted, reduction="none")
+        # last, and with nothing saved for the backward: a checkpointed chunk stops recomputing before it
+        return logp, (2 * all_logp.detach()).exp_().sum(-1).log() if collision else None
 
     if budget is None:
         budget = _LOGITS_CPU if hidden.device.type == "cpu" else _LOGITS_GPU
     size = max(1, budget // vocab)
     if len(tokens) <= size:
         return chunk_logprobs(hidden, tokens)
-    parts = []
+    parts: list[tuple[Tensor, Tensor | None]] = []
     for states, wanted in zip(hidden.split(size), tokens.split(size), strict=True):
         if torch.is_grad_enabled() and hidden.requires_grad:
-            part = checkpoint(chunk_logprobs, states, wanted, use_reentrant=False)
-            assert isinstance(part, Tensor)
-            parts.append(part)
+            parts.append(cast(Any, checkpoint(chunk_logprobs, states, wanted, use_reentrant=False)))
         else:
             parts.append(chunk_logprobs(states, wanted))
-    return torch.cat(parts)
+    log_collision = torch.cat([agree for _, agree in parts if agree is not None]) if collision else None
+    return torch.cat([logp for logp, _ in parts]), log_collision
 
 
 def sum_by_owner(values: Tensor, owner: Tensor, num_responses: int) -> Tensor:

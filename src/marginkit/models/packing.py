@@ -20,9 +20,14 @@ Batch = dict[str, Any]
 
 input_ids, attention_mask [row, token]; predict_at [S] flat positions whose hidden state predicts a response token,
 predict [S] that token, owner [S] its response; read_at [R] flat position of a response's last token; length [R];
-ref_logp [R]; pairs [P, 2]; grade, utility [P, 2]; prob, target_gap, strength, weight [P]; tie [P]; ids [group];
-group_of [P].
+ref_logp, rm_head [R] where they were joined in; response_grade [R] dataset units; pairs [P, 2]; grade, utility [P, 2];
+prob, target_gap, strength, weight [P]; tie [P]; ids [group]; group_of [P]. NaN stands for absent in number columns.
+
+wants: names out of `BY_PRODUCTS`, which the forward pass then computes beside its scores; absent for none.
 """
+
+BY_PRODUCTS = ("log_collision", "hidden")
+"""Score fields that a forward pass gives only on request: the first of a policy, the second of a reward model."""
 
 LABEL_COLUMNS = ("prob", "target_gap", "strength", "weight")
 
@@ -91,11 +96,15 @@ def _pair_columns(groups: Sequence[EncodedGroup], dtype: torch.dtype) -> Batch:
     for name in ("grade", "utility"):
         values = torch.tensor([value for group in groups for value in getattr(group, name)], dtype=dtype)
         columns[name] = values[index]
+        if name == "grade":
+            columns["response_grade"] = values
     columns["tie"] = torch.tensor([tie for group in groups for tie in group.tie], dtype=torch.bool)
     columns["pairs"] = index
     columns["group_of"] = torch.tensor(group_of, dtype=torch.long)
-    if all(group.ref_logp is not None for group in groups):
-        columns["ref_logp"] = torch.tensor([value for g in groups for value in g.ref_logp or ()], dtype=dtype)
+    for name in ("ref_logp", "rm_head"):
+        joined = [getattr(group, name) for group in groups]
+        if all(values is not None for values in joined):
+            columns[name] = torch.tensor([value for values in joined for value in values], dtype=dtype)
     return columns
 
 

@@ -6,6 +6,7 @@ accelerate see an ordinary forward, and checkpoints stay ordinary transformers c
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import MethodType
 from typing import Any
 
@@ -38,28 +39,49 @@ def score(core: Any, batch: Batch) -> SequenceScores:
     """Scores of every response of a batch.
 
     A causal model gives `logp` (nats, summed over response tokens); a classifier gives `head`, read at the response's
-    last token, as transformers itself reads it. Reference scores in the batch are passed through.
+    last token, as transformers itself reads it. Lengths, grades and the scores of frozen models (`ref_logp`, `rm_head`)
+    in the batch are passed through.
+
+    What `batch["wants"]` names comes out of the same pass, without a gradient, and costs nothing unless named:
+
+    log_collision: of a policy, [R] nats, log sum_v p(v)^2 summed over response tokens.
+    hidden: of a reward model, [R, d] float32, the last hidden state, after the final norm where the family has one. A
+        decoder (llama, qwen2, gpt2, ...) gives it at the token where the head reads the reward; an encoder (BERT,
+        ModernBERT, ...) at the first token of the row, however its head pools.
 
     Args:
         core: a transformers model (not a wrapper around one).
         batch: see `packing.Batch`.
+
+    Raises:
+        BadInput: the batch wants what this kind of model does not have.
     """
+    wants = _wanted(core, batch)
+    given = {name: batch.get(name) for name in ("length", "ref_logp", "rm_head")}
+    given["grade"] = batch.get("response_grade")
     if is_reward_model(core):
-        return SequenceScores(head=_head(core, batch), length=batch["length"])
-    hidden = core.base_model(
+        head, hidden = _head(core, batch, want_hidden="hidden" in wants)
+        return SequenceScores(head=head, hidden=hidden, **given)
+    states = core.base_model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     ).last_hidden_state
     tokens = batch["predict"]
-    at = hidden.flatten(0, 1)[batch["predict_at"]]
+    at = states.flatten(0, 1)[batch["predict_at"]]
     output = core.get_output_embeddings()
     transform = _logit_transform(core.config.get_text_config())
-    logp = token_logprobs(
-        lambda states: transform(output(states)), at, tokens, vocab=core.config.get_text_config().vocab_size
+    logp, log_collision = token_logprobs(
+        lambda chunk: transform(output(chunk)),
+        at,
+        tokens,
+        vocab=core.config.get_text_config().vocab_size,
+        collision="log_collision" in wants,
     )
+
+    def summed(values: Tensor) -> Tensor:
+        return sum_by_owner(values, batch["owner"], len(batch["length"]))
+
     return SequenceScores(
-        logp=sum_by_owner(logp, batch["owner"], len(batch["length"])),
-        ref_logp=batch.get("ref_logp"),
-        length=batch["length"],
+        logp=summed(logp), log_collision=None if log_collision is None else summed(log_collision), **given
     )
 
 
@@ -68,18 +90,46 @@ def is_reward_model(core: Any) -> bool:
     return "ForSequenceClassification" in type(core).__name__
 
 
-def _head(core: Any, batch: Batch) -> Tensor:
+def _wanted(core: Any, batch: Batch) -> tuple[str, ...]:
+    wants: tuple[str, ...] = batch.get("wants", ())
+    kind, has = ("reward model", "hidden") if is_reward_model(core) else ("policy", "log_collision")
+    for name in wants:
+        if name != has:
+            raise BadInput(
+                f"the score {name} is wanted of a {kind}, which has no such score; on request it gives {has}"
+            )
+    return wants
+
+
+def _head(core: Any, batch: Batch, *, want_hidden: bool) -> tuple[Tensor, Tensor | None]:
+    """The reward of every response and, if wanted, the hidden state that goes with it."""
+    rows = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    hidden: Tensor | None = None
     if hasattr(core, "score") and not core.config.is_encoder_decoder:
-        hidden = core.base_model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
-        last = hidden.flatten(0, 1)[batch["read_at"]]
+        states = core.base_model(**rows, use_cache=False).last_hidden_state
+        last = states.flatten(0, 1)[batch["read_at"]]
+        hidden = last.detach().float() if want_hidden else None
         with torch.autocast(device_type=last.device.type, enabled=False):
             logits = core.score(last.float())
     else:  # an encoder pools in its own way: rows are responses there
-        logits = type(core).forward(core, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        seen: list[Tensor] = []
+        with _first_tokens(core.base_model, seen) if want_hidden else nullcontext():
+            logits = type(core).forward(core, **rows).logits
+        hidden = seen[0] if want_hidden else None
     head: Tensor = logits[:, 0]
-    return head.to(batch["length"].dtype)
+    return head.to(batch["length"].dtype), hidden
+
+
+def _first_tokens(base: Any, seen: list[Tensor]) -> Any:
+    """Note the first token's last hidden state of a pass through `base`, while the returned context lasts.
+
+    `output_hidden_states` would hold the states of every layer until the end of the pass.
+    """
+
+    def note(_: Any, __: Any, output: Any) -> None:
+        seen.append(output[0][:, 0].detach().to(torch.float32, copy=True))  # a view would keep all tokens alive
+
+    return base.register_forward_hook(note)
 
 
 def _logit_transform(config: Any) -> Any:

@@ -1,0 +1,216 @@
+"""Scores of a model that is not trained: from the store where it has them, computed and kept where it has not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from marginkit.config import ModelConfig, RunConfig
+from marginkit.data.encoded import EncodedGroup, EncodedGroups
+from marginkit.errors import RunFailed
+from marginkit.models.loading import model_folder
+from marginkit.models.packing import LABEL_COLUMNS
+from marginkit.progress import progress
+from marginkit.scoring import Precision, Progress, score_batches
+from marginkit.store import ScoreStore, folder_fingerprint
+
+log = logging.getLogger("marginkit")
+
+Quantity = Literal["logp", "head"]
+_WORDS: dict[Quantity, str] = {"logp": "log-probability", "head": "score"}
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenModel:
+    """A model that is not trained, and how it is asked.
+
+    Args:
+        role: what it is in the run, for the log and messages.
+        quantity: which score is wanted: logp (nats) or head (logits).
+        held: where it is and how it is held.
+        load: loads it, called at most once, and only if a score is missing.
+        pad_id: its padding token.
+        precision: how its forward passes are computed.
+    """
+
+    role: str
+    quantity: Quantity
+    held: ModelConfig
+    load: Callable[[], nn.Module]
+    pad_id: int
+    precision: Precision
+
+
+def frozen_scores(
+    model: FrozenModel,
+    encoded: Mapping[str, EncodedGroups],
+    config: RunConfig,
+    out: Path,
+    state: PartialState | None,
+) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
+    """Scores of every response of every part, and what they were made with.
+
+    With `state` every rank takes part and computes its share; None: this process does it alone.
+
+    Returns:
+        By part, [group][response]; and path, fingerprint and settings for the manifest.
+    """
+
+    @cache
+    def load() -> nn.Module:
+        found = model.load()
+        return found.to(model.precision.device) if model.held.quantization is None else found
+
+    assert model.held.path is not None
+    if not Path(model.held.path).is_dir():
+        load()  # of a model on the hub the weights have to be here before they can be told from others
+    folder = Path(config.store.path) if config.store.use else out / "store"
+    fingerprint = folder_fingerprint(model_folder(model.held.path, model.held.revision), folder / "files.json")
+    settings = score_settings(model.quantity, model.held, model.precision)
+    share = (0, 1) if state is None else (state.process_index, state.num_processes)
+    make: dict[str, Any] = {"quantity": model.quantity, "role": model.role, "pad_id": model.pad_id}
+    make |= {"tokens": config.train.tokens_per_micro_batch, "precision": model.precision}
+    scores: dict[str, list[list[float]]] = {}
+    with ScoreStore(folder, fingerprint, settings) as store:
+        for count, other in store.under_other_settings():
+            log.info(
+                "store: %d scores of this model are kept under %s; not used", count, describe_settings(settings, other)
+            )
+        total = 0
+        for name, groups in encoded.items():
+            rows = sum(groups.shapes()[0])
+            total += rows
+            with progress(rows, f"{model.role} {name}") as bar:
+                found = kept_scores(load, groups, store, **make, share=share, progress=bar)
+                if found is None:
+                    assert state is not None, "a share was computed, so there are other ranks"
+                    state.wait_for_everyone()
+                    with ScoreStore(folder, fingerprint, settings) as everyone:
+                        found = kept_scores(load, groups, everyone, **make)
+            assert found is not None
+            scores[name] = found
+        log.info(
+            "%s: %d scores computed, %d kept before (%s)", model.role, store.added, total - store.added, store.folder
+        )
+    return scores, {"path": model.held.path, "fingerprint": fingerprint, "settings": settings}
+
+
+def score_settings(quantity: Quantity, held: ModelConfig, precision: Precision) -> dict[str, Any]:
+    """What decides a stored score besides the model's weights and the tokens."""
+    import transformers
+
+    return {
+        "quantity": quantity,
+        "weights": held.dtype or "float32",
+        "quantization": held.quantization or "none",
+        "autocast": "none" if precision.autocast is None else str(precision.autocast).removeprefix("torch."),
+        "device": precision.device.type,
+        "attention": held.attention or "default",
+        "layout": "padded",
+        "torch": ".".join(torch.__version__.split(".")[:2]),
+        "transformers": ".".join(transformers.__version__.split(".")[:2]),
+    }
+
+
+def kept_scores(
+    model: nn.Module | Callable[[], nn.Module],
+    encoded: EncodedGroups,
+    store: ScoreStore,
+    *,
+    quantity: Quantity,
+    role: str,
+    pad_id: int,
+    tokens: int,
+    precision: Precision,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> list[list[float]] | None:
+    """Scores of every response, computing only what the store lacks.
+
+    Each batch is kept as soon as it is computed. With several ranks, `share` is (rank, ranks): each computes its part
+    and gets None, then reads all of it with `share=(0, 1)`.
+
+    Args:
+        model: the model, or a function that loads it, called only if something is missing.
+        encoded: encoded groups.
+        store: where scores are kept.
+        quantity: which score: logp or head.
+        role: what the model is, for messages.
+        pad_id: padding token.
+        tokens: padded tokens of one batch.
+        precision: how to compute; for a reference the same as in training, or the first gap is not 0.
+        share: (rank, ranks).
+        progress: called with the number of responses as they are done.
+
+    Returns:
+        [group][response], nats or logits.
+
+    Raises:
+        RunFailed: a score is not finite, or the store cannot be written.
+    """
+    keys = [[store.key(group.prompt_ids, ids) for ids in group.response_ids] for group in encoded]
+    flat = store.get([key for group in keys for key in group])
+    values = iter(flat)
+    known = [[next(values) for _ in group] for group in keys]
+    todo = [i for i, group in enumerate(known) if any(value is None for value in group)]
+    if progress is not None:
+        progress(sum(value is not None for value in flat))
+    # by the group's own number, not its place in `todo`: a rank that comes later has less to do than one before it
+    wanted = _Missing(encoded, [index for index in todo if index % share[1] == share[0]], known)
+    if len(wanted):
+        model = model if isinstance(model, nn.Module) else model()
+        for indices, scores in score_batches(model, wanted, pad_id=pad_id, tokens=tokens, precision=precision):
+            made = getattr(scores, quantity)
+            assert made is not None
+            numbers = iter(made.tolist())
+            rows = []
+            for index in indices:
+                group = wanted[index]
+                for ids in group.response_ids:
+                    value = next(numbers)
+                    if value != value or value in (float("inf"), float("-inf")):
+                        raise RunFailed(f"group {group.id}: the {role} gives it {_WORDS[quantity]} {value}")
+                    rows.append((store.key(group.prompt_ids, ids), value))
+            store.add(rows)
+            if progress is not None:
+                progress(len(rows))
+    if share[1] > 1:
+        return None
+    complete = iter(store.get([key for group in keys for key in group]))
+    return [[_present(next(complete)) for _ in group] for group in keys]
+
+
+def _present(value: float | None) -> float:
+    assert value is not None, "every score has just been stored"
+    return value
+
+
+class _Missing(Sequence[EncodedGroup]):
+    """The groups that lack a score, each with only the responses that do; made when they are asked for."""
+
+    def __init__(self, groups: EncodedGroups, rows: Sequence[int], known: Sequence[Sequence[float | None]]) -> None:
+        self.groups, self.rows, self.known = groups, rows, known
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.rows[index]
+        group: EncodedGroup = self.groups[row]
+        missing = [ids for ids, value in zip(group.response_ids, self.known[row], strict=True) if value is None]
+        absent = [float("nan")] * len(missing)
+        bare: dict[str, Any] = {name: [] for name in ("chosen", "rejected", "tie", *LABEL_COLUMNS)}
+        return replace(group, response_ids=missing, grade=absent, utility=absent, ref_logp=None, rm_head=None, **bare)
+
+
+def describe_settings(settings: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Where other settings differ from these, in words."""
+    return ", ".join(f"{name}={other.get(name)}" for name in settings if other.get(name) != settings[name])
