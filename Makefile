@@ -40,4 +40,4 @@ bench: $(STAMP)  ## the measurements behind the figures in docs/ (long)
 	$(BIN)/python benchmarks/demo_claims.py
 
 docs: $(STAMP)  ## regenerate the generated pages of docs/
-	$(BIN)/marginkit list --markdown > docs/recipes.md
+	$(BIN)/python docs/methods_page.py

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from marginkit import demo
+from marginkit.assembly import recipe
 from marginkit.batching import BatchPlan
 from marginkit.config import FreshModel, ModelConfig
 from marginkit.core.loss import Loss
@@ -48,7 +49,7 @@ from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model
 from marginkit.models.packing import labels_of, padded_batch
 from marginkit.models.scorer import score
 from marginkit.records import Group
-from marginkit.registry import Kind, recipe
+from marginkit.registry import Kind
 from marginkit.world import (
     QUALITIES,
     World,

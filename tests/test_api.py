@@ -34,7 +34,7 @@ def test_the_surface_holds_the_names_that_the_design_promises() -> None:
     """Names that do not change without a decision page."""
     promised = {
         "BadInput", "Comparison", "Estimate", "Group", "Groups", "Pair", "PairScores", "Rating", "Response",
-        "RunFailed", "Scores", "SequenceScores", "Turn", "__version__", "evaluate", "make_pairs", "read_groups",
+        "RunFailed", "Scores", "SequenceScores", "Turn", "__version__", "compose", "evaluate", "make_pairs", "read_groups",
         "recipe", "score", "train", "write_groups",
     }  # fmt: skip
     assert promised <= set(mk.__all__)
@@ -78,6 +78,7 @@ def test_importing_marginkit_loads_no_torch() -> None:
         "[load_recipe(name).options() for name in recipe_names()]\n"
         "try:\n    mk.recipe('mppo')\nexcept mk.BadInput:\n    pass\n"
         "assert 'torch' not in sys.modules\n"
+        "try:\n    mk.compose('implicit', 'soft_lable', 'logistic', beta=0.1)\nexcept mk.BadInput:\n    pass\n"
         "mk.recipe('mmpo', gamma=0.3)\n"
         "assert 'torch' in sys.modules\n"
     )

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import marginkit as mk
+from marginkit.assembly import build_loss
 from marginkit.core import loss, objectives, parts, rewards, targets, tensors
 from marginkit.core.parts import Part
 from marginkit.core.tensors import PairScores
@@ -23,7 +24,6 @@ from marginkit.registry import (
     RECIPES,
     Option,
     Recipe,
-    build_loss,
     did_you_mean,
     function_digest,
     load_function,
@@ -323,13 +323,13 @@ def test_every_type_of_option_refuses_in_words(option: Option, value: Any, messa
         ("objective", {"beta": 1.0}, "objective.beta: recipe mmpo has no such option (known: none)"),
         (
             "target",
-            {"function": "marginkit.core.objectives:logistic"},
-            "target.function: marginkit.core.objectives:logistic is not declared with @target(...)",
+            {"name": "marginkit.core.objectives:logistic"},
+            "target.name: marginkit.core.objectives:logistic is not declared with @target(...)",
         ),
         (
             "target",
-            {"function": "marginkit.core.targets:soft_prob"},
-            "target.function: marginkit.core.targets:soft_prob is not declared with @target(...)",
+            {"name": "marginkit.core.targets:soft_prob"},
+            "target.name: marginkit.core.targets:soft_prob is not declared with @target(...)",
         ),
     ],
 )
@@ -371,9 +371,9 @@ def test_a_function_in_a_file_takes_the_place_of_a_part(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(HINGE)
     scores = PairScores(head=torch.tensor([[0.5, 0.0], [3.0, 0.0]]))
-    own = build_loss(load_recipe("bt"), {"objective": {"function": f"{path}:hinge", "delta": 2.0}})
+    own = build_loss(load_recipe("bt"), {"objective": {"name": f"{path}:hinge", "delta": 2.0}})
     assert own(scores).tolist() == [1.5, 0.0]
-    default = build_loss(load_recipe("bt"), {"objective": {"function": f"{path}:hinge"}})
+    default = build_loss(load_recipe("bt"), {"objective": {"name": f"{path}:hinge"}})
     assert default(scores).tolist() == [0.5, 0.0]
 
 
@@ -383,7 +383,7 @@ def test_a_function_in_a_package_takes_the_place_of_a_part(tmp_path: Path, monke
     (tmp_path / "its_package" / "__init__.py").write_text("")
     (tmp_path / "its_package" / "mine.py").write_text(HINGE)
     monkeypatch.syspath_prepend(tmp_path)
-    own = build_loss(load_recipe("bt"), {"objective": {"function": "its_package.mine:hinge"}})
+    own = build_loss(load_recipe("bt"), {"objective": {"name": "its_package.mine:hinge"}})
     assert own(PairScores(head=torch.tensor([[0.5, 0.0]]))).tolist() == [0.5]
     assert function_digest("its_package.mine:hinge") == hashlib.sha256(HINGE.encode()).hexdigest()[:16]
     for name in ("its_package", "its_package.mine"):
@@ -414,8 +414,8 @@ def test_a_function_that_is_not_declared_is_refused(tmp_path: Path) -> None:
     """The decorator is named."""
     path = tmp_path / "mine.py"
     path.write_text(HINGE)
-    message = message_of(lambda: build_loss(load_recipe("bt"), {"objective": {"function": f"{path}:undeclared"}}))
-    assert message == f"objective.function: {path}:undeclared is not declared with @objective(...)"
+    message = message_of(lambda: build_loss(load_recipe("bt"), {"objective": {"name": f"{path}:undeclared"}}))
+    assert message == f"objective.name: {path}:undeclared is not declared with @objective(...)"
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ def test_a_users_file_may_define_a_dataclass(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"epz": 0.1}, {}])
 def test_wrong_options_of_a_function_put_in_place_are_refused(options: dict[str, float]) -> None:
     """An option that the function does not have, or one that it needs: known from its signature before any pass."""
-    given = {"target": {"function": "marginkit.core.targets:constant_prob"} | options}
+    given = {"target": {"name": "marginkit.core.targets:constant_prob"} | options}
     assert message_of(lambda: build_loss(load_recipe("dpo"), given)).startswith("target.")
 
 

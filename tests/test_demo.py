@@ -16,15 +16,16 @@ import torch
 
 from marginkit import demo, demo_result, kitchen
 from marginkit import world as w
+from marginkit.arguments import batch_plan, training_arguments
+from marginkit.assembly import recipe
 from marginkit.config import FreshModel, ModelConfig, resolve
 from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
 from marginkit.models.loading import fresh_model, fresh_tokenizer, load_model
 from marginkit.records import Estimate
-from marginkit.registry import recipe
 from marginkit.tables import Scores
-from marginkit.training import MarginTrainer, batch_plan, training_arguments
+from marginkit.training import MarginTrainer
 
 ROOT = Path(__file__).parent.parent
 TINY = {"prompts": 12, "demonstrations": 48, "test": 24, "samples": 2}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import marginkit
-from marginkit.core import objectives, rewards, targets
+from marginkit.core import adaptive, anchored, objectives, rewards, scored, targets, transport
 from marginkit.core.parts import Part
 
 MODULES = [
@@ -32,7 +32,10 @@ def test_the_examples_of_a_module_run(name: str, tmp_path: object, monkeypatch: 
     assert outcome.failed == 0
 
 
-@pytest.mark.parametrize("module", [objectives, rewards, targets], ids=lambda m: m.__name__)
+DECLARING = [adaptive, anchored, objectives, rewards, scored, targets, transport]
+
+
+@pytest.mark.parametrize("module", DECLARING, ids=lambda m: m.__name__)
 def test_the_examples_of_declared_functions_are_found(module: ModuleType) -> None:
     """A decorator that hid the docstring would pass the test above with nothing run."""
     found = {test.name.rpartition(".")[2] for test in doctest.DocTestFinder().find(module) if test.examples}

@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "groups": {"records", "errors"},
     "tables": {"errors"},
     "core": {"core", "errors"},
-    "registry": {"errors", "core"},
+    "registry": {"errors"},
+    "assembly": {"registry", "core", "errors"},
     "config": {"errors", "registry"},
     "store": {"errors"},
     "batching": {"errors", "data.encoded"},
@@ -34,7 +35,21 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"evaluation", "records", "groups", "tables", "errors"},
     "reporting": {"reporting", "evaluation", "records", "groups", "tables", "errors"},
     "models": {"models", "core", "records", "groups", "tables", "errors", "data.encoded", "config", "registry"},
-    "preparing": {"data", "records", "groups", "tables", "registry", "config", "errors", "progress"},
+    "preparing": {
+        "data",
+        "records",
+        "groups",
+        "tables",
+        "registry",
+        "assembly",
+        "core",
+        "config",
+        "errors",
+        "progress",
+    },
+    "arguments": {"batching", "config", "data.encoded", "errors"},
+    "control": {"assembly", "config", "registry", "errors"},
+    "neighbours": {"core", "errors"},
     "rundir": {"data", "records", "groups", "tables", "registry", "config", "errors", "preparing"},
 }
 MODELS_AND_DATA = {
@@ -52,8 +67,9 @@ MODELS_AND_DATA = {
     "progress",
 }
 ALLOWED["scoring"] = ALLOWED["generate"] = MODELS_AND_DATA
-ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "metering"}
-ALLOWED["reference"] = MODELS_AND_DATA | {"scoring"}
+ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "metering", "neighbours"}
+ALLOWED["frozen_scores"] = MODELS_AND_DATA | {"scoring"}
+ALLOWED["reference"] = ALLOWED["reward_scores"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
 ALLOWED["callbacks"] = {"progress"}
 ALLOWED["demo_result"] = {"kitchen", "records"}
@@ -66,7 +82,7 @@ ALLOWED["cli"] = {""}  # anything
 ALLOWED["__main__"] = {"cli"}
 
 # Only inside functions: the catalogue must be readable without torch.
-LAZY: dict[str, set[str]] = {"registry": {"core"}}
+LAZY: dict[str, set[str]] = {"assembly": {"core"}}
 
 HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets"}
 
@@ -86,7 +102,7 @@ FORBIDDEN: dict[str, set[str]] = {
 
 # ... or not at module level.
 FORBIDDEN_AT_START: dict[str, set[str]] = {
-    name: HEAVY for name in ("__init__", "__main__", "registry", "config", "cli")
+    name: HEAVY for name in ("__init__", "__main__", "registry", "assembly", "config", "cli")
 }
 
 
@@ -169,7 +185,7 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_the_modules_are_found() -> None:
     """The test above cannot be empty."""
     names = {module_name(path) for path in FILES}
-    assert {"__init__", "errors", "records", "registry", "core", "core.parts", "core.tensors", "data"} <= names
+    assert {"__init__", "errors", "records", "registry", "assembly", "core", "core.parts", "core.tensors", "data"} <= names
 
 
 @pytest.mark.parametrize(
@@ -183,6 +199,14 @@ def test_the_modules_are_found() -> None:
         ("records", "import torch"),
         ("errors", "from marginkit import records"),
         ("registry", "from marginkit.core.loss import Loss"),
+        ("registry", "def f():\n    from marginkit.core.loss import Loss"),
+        ("registry", "from marginkit.assembly import recipe"),
+        ("assembly", "from marginkit.core.loss import Loss"),
+        ("assembly", "from marginkit.config import resolve"),
+        ("assembly", "import torch"),
+        ("core.loss", "def f():\n    from marginkit.assembly import compose"),
+        ("neighbours", "from marginkit.training import MarginTrainer"),
+        ("control", "from marginkit.run import train"),
         ("registry", "from marginkit.data import sources"),
         ("registry", "import torch"),
         ("config", "def f():\n    from marginkit.core import loss"),
@@ -220,7 +244,8 @@ def test_an_import_against_the_arrows_is_seen(module: str, source: str) -> None:
         ),
         ("core.rewards", "from .tensors import Rewards"),
         ("core.rewards", "if TYPE_CHECKING:\n    from marginkit.records import Pair"),
-        ("registry", "def f():\n    from marginkit.core.loss import Loss"),
+        ("assembly", "from marginkit.registry import load_recipe\ndef f():\n    from marginkit.core.loss import Loss"),
+        ("assembly", "if TYPE_CHECKING:\n    from marginkit.core.loss import Loss"),
         ("models.packing", "from marginkit.data.encoded import EncodedGroup"),
         ("data.encoded", "def f():\n    from transformers import AutoTokenizer"),
         ("cli", "def f():\n    import torch\n    from marginkit import demo"),

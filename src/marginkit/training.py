@@ -30,7 +30,7 @@ from marginkit.core.tensors import Labels, SequenceScores
 from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import RunFailed
 from marginkit.metering import Meter, measure, metrics_of, names_of, rows_of, summarise
-from marginkit.models.packing import Batch, labels_of, number_dtype, padded_batch
+from marginkit.models.packing import BY_PRODUCTS, Batch, labels_of, number_dtype, padded_batch
 from marginkit.models.scorer import teach
 from marginkit.neighbours import Mode, Neighbours, pair_keys
 
@@ -129,7 +129,7 @@ class MarginTrainer(Trainer):
         batch["real"] = micro.real
         batch["rows"] = [group.row for group in groups]
         batch["tokens"] = float(batch["attention_mask"].sum()) * micro.real
-        batch["wants"] = tuple(sorted(self.recipe.needs & {"hidden", "log_collision"}))
+        batch["wants"] = tuple(sorted(self.recipe.needs & set(BY_PRODUCTS)))
         recipe, dtype = self.recipe, batch["length"].dtype
         if recipe.target is None:
             keep = torch.ones_like(batch["length"])

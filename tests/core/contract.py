@@ -1,137 +1,42 @@
 """What every function of the algebra must hold: one check a claim, each over one `Case` (a function and its options).
 
 test_contract.py runs the checks over everything that `marginkit.core` declares, test_graveyard.py over known defects,
-which they must reject. A new function is found by its declaration; it needs a row here only if one of its options has
-no default in the catalogue (`OPTIONS`), or if it declares evidence that is new (`EVIDENCE`).
+which they must reject. Declarations are held in both directions: what is declared shows in some input with some options
+of the function, what is not declared shows in none. Any decorated function, a user's own too, can be put into a `Case`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
-from types import ModuleType
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
+from contract_targets import TARGET_CHECKS, TRAINED
+from inputs import (
+    EVERYTHING,
+    PAIRS,
+    Case,
+    alike,
+    apply,
+    close,
+    refused,
+    rows,
+    some_scores,
+    some_target,
+)
+from inputs import draw as draw
+from inputs import without_annotations as without_annotations
 from torch import Tensor
 
-from marginkit.core import objectives, rewards, targets
-from marginkit.core.parts import Part
-from marginkit.core.tensors import SCORE_FIELDS, Labels, Population, Rewards, SequenceScores, Target
+from marginkit.core.parts import COLUMNS
+from marginkit.core.tensors import Rewards, SequenceScores, Target
 from marginkit.errors import BadInput, ShapeError
-from marginkit.registry import PARTS, Recipe, load_recipe, recipe_names
-
-MODULES: dict[str, ModuleType] = {"reward": rewards, "target": targets, "objective": objectives}
-
-# Options without a default in the catalogue, by function.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "constant_margin": {"margin": 0.5},
-    "soft_label": {"gamma": 0.3},
-}
-
-# What satisfies each declared need: any one of these label columns.
-EVIDENCE: dict[str, tuple[str, ...]] = {
-    "utility_gap": ("prob", "target_gap", "utility", "strength", "grade"),
-    "grade_gap": ("strength", "grade"),
-}
-
-# Scores that the model being trained computes; a gradient has to reach them.
-TRAINED = ("logp", "head", "log_collision", "hidden")
-
-PAIRS = 5
-COLUMNS = ("margin", "prob", "weight", "scale")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A function with options, under test."""
-
-    function: Callable[..., Any]
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def part(self) -> Part:
-        """The declaration."""
-        return self.function.part
-
-    def __str__(self) -> str:
-        """The function and what distinguishes this case of it."""
-        given = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return self.function.__name__ + (f"({given})" if given else "")
-
 
 Check = Callable[[Case], None]
 
 
-# ---------------------------------------------------------------------------------------------------- discovery
-
-
-def declared(kind: str) -> dict[str, Callable[..., Any]]:
-    """Every function that its module declares with the decorator of this kind."""
-    module = MODULES[kind]
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(part := getattr(value, "part", None), Part)
-        and part.kind == kind
-        and value.__module__ == module.__name__
-    }
-
-
-def cases(kind: str) -> list[Case]:
-    """Every declared function, once for each set of options in the catalogue and for each choice of an option."""
-    found: list[Case] = []
-    for name, function in declared(kind).items():
-        for options in _option_sets(kind, name):
-            case = Case(function, options)
-            if case not in found:
-                found.append(case)
-    return found
-
-
-def _option_sets(kind: str, name: str) -> Iterator[dict[str, Any]]:
-    used = False
-    for recipe in map(load_recipe, recipe_names()):
-        spec = getattr(recipe, kind)
-        if spec is None or spec.function != f"{MODULES[kind].__name__}:{name}":
-            continue
-        used = True
-        values = {
-            option: declared_option.choices or (OPTIONS.get(name, {}).get(option, declared_option.default),)
-            for option, declared_option in spec.options.items()
-        }
-        for chosen in product(*values.values()):
-            yield dict(zip(values, chosen, strict=True))
-    if not used:
-        yield OPTIONS.get(name, {})
-
-
-def recipes() -> list[Recipe]:
-    """The whole catalogue."""
-    return [load_recipe(name) for name in recipe_names()]
-
-
-def recipe_options(recipe: Recipe) -> dict[str, Any]:
-    """Values for the options of a recipe that have no default."""
-    functions = {part: spec.function.split(":")[1] for part in PARTS if (spec := getattr(recipe, part)) is not None}
-    return {
-        name: OPTIONS[functions[part]][name]
-        for name, (part, option) in recipe.options().items()
-        if option.default is None
-    }
-
-
-# ------------------------------------------------------------------------------------------------------- inputs
-
-
-def draw(
-    *shape: int, seed: int = 0, low: float = -3.0, high: float = 3.0, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    """Uniform numbers, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return (low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+# --------------------------------------------------------------------------------------------------- objectives
 
 
 def some_rewards(case: Case, seed: int = 1) -> Tensor:
@@ -139,96 +44,21 @@ def some_rewards(case: Case, seed: int = 1) -> Tensor:
     return draw(PAIRS, 2, seed=seed) if case.part.per == "pair" else draw(PAIRS, seed=seed)
 
 
-def some_target(num_pairs: int = PAIRS, **columns: Any) -> Target:
-    """A target in which every column that is not given varies from pair to pair."""
-    made: dict[str, Any] = {
-        "margin": draw(num_pairs, seed=11, low=0.0, high=1.0),
-        "prob": draw(num_pairs, seed=12, low=0.05, high=0.95),
-        "scale": draw(num_pairs, seed=13, low=0.5, high=1.5),
-    }
-    return Target.of(torch.zeros(num_pairs, dtype=torch.float64), **(made | columns))
+def target_for(case: Case, num: int = PAIRS, **columns: Any) -> Target:
+    """A target of the objective's own kind in which what is not given varies."""
+    return some_target(num, case.part.per, **columns)
 
 
-def some_labels(*names: str, seed: int = 21, dtype: torch.dtype = torch.float64) -> Labels:
-    """Labels with only these columns, each of which varies from pair to pair; chosen is better by every evidence."""
-    better = {
-        "grade": torch.stack(
-            (draw(PAIRS, seed=seed, low=6.0, high=9.0), draw(PAIRS, seed=seed + 1, low=1.0, high=5.0)), 1
-        ),
-        "utility": torch.stack((draw(PAIRS, seed=seed + 2, low=1.0), draw(PAIRS, seed=seed + 3, high=0.5)), 1),
-        "prob": draw(PAIRS, seed=seed + 4, low=0.55, high=0.95),
-        "target_gap": draw(PAIRS, seed=seed + 5, low=0.2),
-        "strength": draw(PAIRS, seed=seed + 6, low=0.5),
-        "weight": draw(PAIRS, seed=seed + 7, low=0.5, high=2.0),
-    }
-    return Labels(**{name: better[name].to(dtype) for name in names})
-
-
-def some_scores(*names: str, seed: int = 31, num: int = 6) -> SequenceScores:
-    """Scores of six responses with only these fields, as a forward pass would give them."""
-    log_probs = draw(num, seed=seed, low=-60.0, high=-20.0)
-    made = {
-        "logp": log_probs,
-        "ref_logp": log_probs + draw(num, seed=seed + 1),
-        "length": draw(num, seed=seed + 2, low=5.0, high=40.0).round(),
-        "head": draw(num, seed=seed + 3),
-        "rm_head": draw(num, seed=seed + 4),
-        "log_collision": draw(num, seed=seed + 5, low=-30.0, high=-1.0),
-        "hidden": draw(num, 4, seed=seed + 6),
-    }
-    return SequenceScores(**{name: made[name] for name in names})
-
-
-@contextmanager
-def without_annotations() -> Iterator[None]:
-    """What a user meets: beartype, which only tests switch on, would speak first."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", before)
-
-
-def refused(call: Callable[[], object], error: type[BadInput], *words: str) -> None:
-    """The call is refused with this error and a message of one line that has these words."""
-    with without_annotations():
-        try:
-            call()
-        except error as refusal:
-            message = str(refusal)
-        except Exception as other:
-            raise AssertionError(f"expected {error.__name__}, got {type(other).__name__}: {other}") from other
-        else:
-            raise AssertionError(f"not refused; expected {error.__name__}")
-    assert "\n" not in message
-    for word in words:
-        assert word in message, f"{word!r} is not in {message!r}"
-
-
-def apply(case: Case, *arguments: Any) -> Any:
-    """Call the function; a crash that is not a refusal is a failed check."""
-    try:
-        return case.function(*arguments, **case.options)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise AssertionError(f"{case} crashed: {type(error).__name__}: {error}") from error
-
-
-def close(left: Tensor, right: Tensor) -> bool:
-    """Equal within rounding in float64."""
-    return left.shape == right.shape and torch.allclose(left, right, rtol=1e-10, atol=1e-10, equal_nan=True)
-
-
-# --------------------------------------------------------------------------------------------------- objectives
+def plain_target(case: Case, num: int = PAIRS, dtype: torch.dtype = torch.float64, **columns: Any) -> Target:
+    """A target of the objective's own kind in which what is not given has its default."""
+    zero = torch.zeros((num, 2) if case.part.per == "pair" else (num,), dtype=dtype)
+    return Target.of(torch.zeros(num, dtype=dtype), **({"zero": zero} | columns))
 
 
 def loss_of(case: Case, value: Tensor, target: Target | None = None) -> Tensor:
-    """The objective's loss; a target goes only to objectives per pair."""
-    if case.part.per == "response":
-        return apply(case, Rewards(value))
-    return apply(case, Rewards(value), some_target(len(value)) if target is None else target)
+    """The objective's loss."""
+    loss: Tensor = apply(case, Rewards(value), target_for(case, len(value)) if target is None else target)
+    return loss
 
 
 def gradient_of(case: Case, value: Tensor, target: Target | None = None) -> Tensor:
@@ -238,37 +68,28 @@ def gradient_of(case: Case, value: Tensor, target: Target | None = None) -> Tens
     return gradient
 
 
-def rows(target: Target, index: Tensor) -> Target:
-    """Some pairs of a target."""
-    return Target(**{column.name: getattr(target, column.name)[index] for column in fields(Target)})
-
-
 def one_loss_for_each_pair(case: Case) -> None:
-    """[P] in, [P] out, in the dtype of the rewards."""
+    """[P] in, [P] out, in the dtype of the rewards; what a step is divided by fits."""
+    assert (case.part.per == "pair") == (case.part.normaliser == "pair"), f"{case}: {case.part.normaliser}"
     for dtype in (torch.float32, torch.float64):
         value = some_rewards(case).to(dtype)
-        target = Target.of(torch.zeros(PAIRS, dtype=dtype), margin=0.3, prob=0.8)
+        target = plain_target(case, dtype=dtype, margin=0.3, prob=0.8)
         loss = loss_of(case, value, target)
         assert loss.shape == (PAIRS,)
         assert loss.dtype == dtype
 
 
 def each_pair_alone_gives_the_same_loss(case: Case) -> None:
-    """No pair sees another, unless the declaration says so; then one does."""
-    value, target = some_rewards(case), some_target()
+    """No pair sees another."""
+    value, target = some_rewards(case), target_for(case)
     together = loss_of(case, value, target)
     alone = [loss_of(case, value[i : i + 1], rows(target, torch.tensor([i]))) for i in range(PAIRS)]
-    if case.part.couples == "none":
-        assert close(together, torch.cat(alone)), f"{case}: in the batch {together}, alone {alone}"
-    else:
-        assert not close(together, torch.cat(alone)), (
-            f"{case} declares couples={case.part.couples}, but no pair matters"
-        )
+    assert close(together, torch.cat(alone)), f"{case}: in the batch {together}, alone {alone}"
 
 
 def permuting_the_pairs_permutes_the_losses(case: Case) -> None:
     """The order of a batch means nothing."""
-    value, target = some_rewards(case), some_target()
+    value, target = some_rewards(case), target_for(case)
     order = torch.tensor([3, 0, 4, 1, 2])
     assert close(loss_of(case, value[order], rows(target, order)), loss_of(case, value, target)[order])
 
@@ -278,19 +99,32 @@ def finite_at_initialisation(case: Case) -> None:
     for level in (0.0, -40.0):
         value = torch.full_like(some_rewards(case), level)
         for prob in (0.0, 0.5, 1.0):
-            _all_finite(case, value, Target.of(torch.zeros(PAIRS, dtype=torch.float64), prob=prob))
-        _all_finite(case, value, some_target())
+            _all_finite(case, value, plain_target(case, prob=prob))
+        _all_finite(case, value, target_for(case))
 
 
 def finite_as_far_as_declared(case: Case) -> None:
-    """Value and gradient are numbers for |reward| up to `finite_to`, in float32 too."""
-    far = case.part.finite_to
+    """Value and gradient are numbers for |reward| up to `finite_to`, in float32 too; not so far only where need be."""
+    for dtype, prob in product((torch.float32, torch.float64), (0.0, 0.5, 1.0)):
+        value = _corners(case, case.part.finite_to, dtype)
+        _all_finite(case, value, plain_target(case, len(value), dtype, prob=prob))
+    if case.part.finite_to < USUAL_REACH:
+        value = _corners(case, USUAL_REACH, torch.float32)
+        target = plain_target(case, len(value), torch.float32)
+        assert not all(
+            torch.isfinite(loss_of(variant, value, target)).all()
+            and torch.isfinite(gradient_of(variant, value, target)).all()
+            for variant in alike(case)
+        ), f"{case} is finite beyond the {case.part.finite_to} that it declares"
+
+
+USUAL_REACH = 1e4
+
+
+def _corners(case: Case, far: float, dtype: torch.dtype) -> Tensor:
     corners = [(far, -far), (-far, far), (far, far), (-far, -far), (far, 0.0), (0.0, -far)]
-    for dtype in (torch.float32, torch.float64):
-        value = torch.tensor(corners, dtype=dtype)
-        value = value if case.part.per == "pair" else value[:, 0].contiguous()
-        for prob in (0.0, 0.5, 1.0):
-            _all_finite(case, value, Target.of(torch.zeros(len(corners), dtype=dtype), prob=prob))
+    value = torch.tensor(corners, dtype=dtype)
+    return value if case.part.per == "pair" else value[:, 0].contiguous()
 
 
 def _all_finite(case: Case, value: Tensor, target: Target) -> None:
@@ -298,13 +132,14 @@ def _all_finite(case: Case, value: Tensor, target: Target) -> None:
     assert torch.isfinite(gradient_of(case, value, target)).all(), f"{case}: gradient at rewards {value.tolist()}"
 
 
-def shift_invariant_exactly_if_declared(case: Case) -> None:
+def asks_for_the_gap_alone_exactly_if_declared(case: Case) -> None:
     """A constant added to both rewards of a pair changes nothing, or else something."""
     value = some_rewards(case)
     constant = draw(PAIRS, seed=5, low=1.0, high=4.0)
     moved = value + (constant[:, None] if value.ndim == 2 else constant)
     same = close(loss_of(case, value), loss_of(case, moved))
-    assert same == case.part.shift_invariant, f"{case} declares shift_invariant={case.part.shift_invariant}"
+    assert same == (case.part.asks == "gap"), f"{case} declares asks={case.part.asks}"
+    assert case.part.shift_invariant == (case.part.asks == "gap")
 
 
 def smooth_exactly_if_declared(case: Case) -> None:
@@ -325,7 +160,7 @@ def largest_gradient_jump(case: Case) -> float:
         def gradient(steps: Tensor, direction: tuple[float, float] = direction, prob: float = prob) -> Tensor:
             value = steps[:, None] * torch.tensor(direction, dtype=torch.float64) + torch.tensor([0.11, -0.07])
             value = value if case.part.per == "pair" else value[:, 0].contiguous()
-            target = Target.of(torch.zeros(len(steps), dtype=torch.float64), prob=prob, margin=0.5)
+            target = plain_target(case, len(steps), prob=prob, margin=0.5)
             return gradient_of(case, value, target).reshape(len(steps), -1)
 
         steps = torch.linspace(-8.0, 8.0, 1601, dtype=torch.float64)
@@ -343,47 +178,88 @@ def largest_gradient_jump(case: Case) -> float:
 
 def gradient_is_the_derivative(case: Case) -> None:
     """Autograd agrees with finite differences, in float64."""
-    target = some_target()
+    target = target_for(case)
     value = some_rewards(case).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda v: loss_of(case, v, target), (value,), raise_exception=False)
 
 
-def prob_matters_exactly_if_declared(case: Case) -> None:
-    """Another prob gives another loss, or else the same."""
-    value = some_rewards(case)
-    same = close(loss_of(case, value, some_target(prob=0.9)), loss_of(case, value, some_target(prob=0.2)))
-    uses_prob = case.part.uses_prob and case.part.per == "pair"
-    assert same != uses_prob, f"{case} declares uses_prob={case.part.uses_prob}"
+def columns_matter_exactly_if_used(case: Case) -> None:
+    """Another margin, prob, scale or zero gives another loss where it is declared, and the same where it is not."""
+    assert case.part.uses <= {"margin", "prob", "scale", "zero"}, f"{case}: the shell applies weight and keep"
+    value, target = some_rewards(case), target_for(case)
+    other = {
+        "margin": target.margin + 0.7,
+        "prob": 1.0 - 0.5 * target.prob,
+        "weight": 2.0 * target.weight,
+        "scale": 1.5 * target.scale,
+        "keep": torch.tensor([True, False, True, False, False]),
+        "zero": target.zero + draw(*target.zero.shape, seed=15, low=1.0, high=2.0),
+    }
+    for name in COLUMNS:
+
+        def same(variant: Case, name: str = name) -> bool:
+            moved = replace(target, **{name: other[name]})
+            return close(loss_of(variant, value, target), loss_of(variant, value, moved))
+
+        if name not in case.part.uses:
+            assert same(case), f"{case} uses {name} and does not declare it"
+        else:
+            assert not all(same(variant) for variant in alike(case)), f"{case} declares {name} and does not use it"
 
 
 def a_flipped_label_is_the_same_label(case: Case) -> None:
     """Chosen and rejected swapped, with 1 - prob: the same statement, hence the same loss."""
-    if case.part.per == "response" or not case.part.uses_prob:
+    if "prob" not in case.part.uses or case.part.asks != "gap":
         return
-    value, target = some_rewards(case), some_target(margin=0.0)
+    value, target = some_rewards(case), target_for(case, margin=0.0)
     flipped = replace(target, prob=1.0 - target.prob)
     assert close(loss_of(case, value, target), loss_of(case, value.flip(1), flipped)), f"{case}: flipped label"
 
 
-def weight_and_keep_are_left_to_the_shell(case: Case) -> None:
-    """The objective is unweighted: applied twice, a weight would count squared."""
-    value = some_rewards(case)
-    marked = some_target(weight=draw(PAIRS, seed=6, low=2.0), keep=torch.tensor([True, False, True, False, False]))
-    assert close(loss_of(case, value, some_target()), loss_of(case, value, marked)), f"{case} applies weight or keep"
+def least_at_the_margin_exactly_if_declared(case: Case) -> None:
+    """The loss is least where the gap (per response: the reward) is what is asked, or else somewhere beyond."""
+    beyond = torch.tensor([0.0, -3.0, -1.0, -0.1, 0.1, 1.0, 3.0], dtype=torch.float64)
+    least = []
+    for level, scale in ((0.7, 1.0), (-0.4, 1.0), (0.7, 2.0)):
+        if case.part.per == "response":
+            zero = torch.full_like(beyond, level)
+            loss = loss_of(case, beyond + level, plain_target(case, len(beyond), zero=zero))
+        else:
+            value = torch.stack(((beyond + level) / scale + 0.2, torch.full_like(beyond, 0.2)), 1)
+            loss = loss_of(case, value, plain_target(case, len(beyond), margin=level, scale=scale))
+        least.append(bool((loss[1:] > loss[0]).all()))
+    assert all(least) == case.part.matches, f"{case} declares matches={case.part.matches}"
+    assert case.part.matches or not any(least), f"{case} matches some margins"
+
+
+def rewards_are_measured_from_the_zero(case: Case) -> None:
+    """Rewards and their zero moved by the same amount: nothing changes; a gap has no zero."""
+    if "zero" not in case.part.uses:
+        return
+    assert case.part.asks != "gap", f"{case} reads a zero of the rewards, which a gap does not have"
+    value, target = some_rewards(case), target_for(case)
+    constant = draw(PAIRS, seed=5, low=1.0, high=4.0)
+    by = constant if case.part.per == "response" else constant[:, None]
+    assert close(loss_of(case, value, target), loss_of(case, value + by, replace(target, zero=target.zero + by))), (
+        f"{case} does not measure rewards from their zero"
+    )
 
 
 def columns_are_refused(case: Case) -> None:
     """[B, 1] never broadcasts against [B]: the message names both shapes."""
+    target = target_for(case)
     if case.part.per == "response":
         for value in (draw(PAIRS, 1), draw(PAIRS, 2)):
-            refused(lambda v=value: loss_of(case, v), ShapeError, str(list(value.shape)), "[response]")
-        return
-    target = some_target()
-    for value in (draw(PAIRS, 1), draw(PAIRS), draw(PAIRS, 3)):
-        refused(lambda v=value: loss_of(case, v, target), ShapeError, str(list(value.shape)), "[pair, 2]")
-    for name in (*COLUMNS, "keep"):
-        column = replace(target, **{name: getattr(target, name)[:, None]})
-        refused(lambda c=column: loss_of(case, some_rewards(case), c), ShapeError, name, f"[{PAIRS}, 1]", f"[{PAIRS}]")
+            refused(lambda v=value: loss_of(case, v, target), ShapeError, str(list(value.shape)), "[response]")
+        if not case.part.uses:
+            return
+    else:
+        for value in (draw(PAIRS, 1), draw(PAIRS), draw(PAIRS, 3)):
+            refused(lambda v=value: loss_of(case, v, target), ShapeError, str(list(value.shape)), "[pair, 2]")
+    for name in COLUMNS:
+        good = list(getattr(target, name).shape)
+        column = replace(target, **{name: getattr(target, name).reshape(PAIRS, -1)[:, :1]})
+        refused(lambda c=column: loss_of(case, some_rewards(case), c), ShapeError, name, f"[{PAIRS}, 1]", str(good))
     refused(lambda: apply(case, Rewards(some_rewards(case)), None), BadInput, "needs a target")
 
 
@@ -393,188 +269,14 @@ OBJECTIVE_CHECKS: tuple[Check, ...] = (
     permuting_the_pairs_permutes_the_losses,
     finite_at_initialisation,
     finite_as_far_as_declared,
-    shift_invariant_exactly_if_declared,
+    asks_for_the_gap_alone_exactly_if_declared,
     smooth_exactly_if_declared,
     gradient_is_the_derivative,
-    prob_matters_exactly_if_declared,
+    columns_matter_exactly_if_used,
     a_flipped_label_is_the_same_label,
-    weight_and_keep_are_left_to_the_shell,
+    least_at_the_margin_exactly_if_declared,
+    rewards_are_measured_from_the_zero,
     columns_are_refused,
-)
-
-
-# ------------------------------------------------------------------------------------------------------ targets
-
-
-def target_of(case: Case, labels: Labels, gap: Tensor | None = None, population: Population | None = None) -> Target:
-    """The function's target; a population is handed in where it is declared."""
-    if population is None and case.part.couples == "population":
-        population = Population(gaps=draw(16, seed=41))
-    return apply(case, labels, draw(PAIRS, seed=42) if gap is None else gap, population)
-
-
-def evidence_for(case: Case) -> list[tuple[str, ...]]:
-    """The smallest sets of label columns that satisfy what the target declares."""
-    return [tuple(dict.fromkeys(chosen)) for chosen in product(*(EVIDENCE[need] for need in sorted(case.part.needs)))]
-
-
-def readable(case: Case) -> set[str]:
-    """The label columns that the target may look at; `tie` always."""
-    return {name for need in case.part.needs for name in EVIDENCE[need]} | {"tie"}
-
-
-def equal_targets(left: Target, right: Target) -> bool:
-    """Every column is the same."""
-    return all(
-        close(getattr(left, column.name).double(), getattr(right, column.name).double()) for column in fields(Target)
-    )
-
-
-def every_column_is_one_value_a_pair(case: Case) -> None:
-    """All five columns are [P], in the dtype of the gap."""
-    for dtype in (torch.float32, torch.float64):
-        for names in evidence_for(case):
-            made = target_of(case, some_labels(*names), draw(PAIRS, seed=42, dtype=dtype))
-            for name in COLUMNS:
-                assert getattr(made, name).shape == (PAIRS,), f"{case}: {name}"
-                assert getattr(made, name).dtype == dtype, f"{case}: {name}"
-            assert made.keep.shape == (PAIRS,)
-            assert made.keep.dtype == torch.bool
-
-
-def no_gradient_passes(case: Case) -> None:
-    """A target is data: neither the gap nor the labels get a gradient through it."""
-    for names in evidence_for(case):
-        labels = some_labels(*names)
-        live = Labels(**{name: getattr(labels, name).requires_grad_(True) for name in names})
-        made = target_of(case, live, draw(PAIRS, seed=42).requires_grad_(True))
-        for name in COLUMNS:
-            column: Tensor = getattr(made, name)
-            assert not column.requires_grad, f"{case}: {name} carries a gradient"
-
-
-def finite_when_all_gaps_are_equal(case: Case) -> None:
-    """At initialisation every gap is 0: every column is a number."""
-    for names, level in product(evidence_for(case), (0.0, 2.5)):
-        _finite_target(case, target_of(case, some_labels(*names), torch.full((PAIRS,), level, dtype=torch.float64)))
-
-
-def finite_or_refused_when_evidence_is_equal(case: Case) -> None:
-    """Equal grades: log(0) is refused in words, or does not happen."""
-    equal = {
-        "grade": torch.full((PAIRS, 2), 4.0, dtype=torch.float64),
-        "utility": torch.full((PAIRS, 2), 0.5, dtype=torch.float64),
-        "prob": torch.full((PAIRS,), 0.5, dtype=torch.float64),
-        "target_gap": torch.zeros(PAIRS, dtype=torch.float64),
-        "strength": torch.zeros(PAIRS, dtype=torch.float64),
-    }
-    for names in evidence_for(case):
-        try:
-            made = target_of(case, Labels(**{name: equal[name] for name in names}))
-        except BadInput:
-            continue
-        _finite_target(case, made)
-
-
-def _finite_target(case: Case, made: Target) -> None:
-    for name in COLUMNS:
-        assert torch.isfinite(getattr(made, name)).all(), f"{case}: {name} is {getattr(made, name).tolist()}"
-
-
-def each_pair_alone_gets_the_same_target(case: Case) -> None:
-    """Given the same population, no pair sees another."""
-    gap, population = draw(PAIRS, seed=42), Population(gaps=draw(16, seed=41))
-    for names in evidence_for(case):
-        labels = some_labels(*names)
-        together = target_of(case, labels, gap, population)
-        for i in range(PAIRS):
-            own = Labels(**{name: getattr(labels, name)[i : i + 1] for name in names})
-            alone = target_of(case, own, gap[i : i + 1], population)
-            assert equal_targets(alone, rows(together, torch.tensor([i]))), f"{case}: pair {i} alone differs"
-
-
-def the_population_matters_exactly_if_declared(case: Case) -> None:
-    """Other gaps in the population change the target, or else nothing."""
-    names = evidence_for(case)[0]
-    seen = [Population(gaps=draw(16, seed=seed, low=-3.0 * seed, high=3.0 * seed)) for seed in (1, 2)]
-    first, second = (target_of(case, some_labels(*names), population=population) for population in seen)
-    if case.part.couples == "population":
-        assert not equal_targets(first, second), f"{case} declares a population and does not use it"
-        refused(lambda: apply(case, some_labels(*names), draw(PAIRS), None), BadInput, "population")
-    else:
-        assert equal_targets(first, second), f"{case} uses a population and does not declare it"
-        assert equal_targets(first, apply(case, some_labels(*names), draw(PAIRS, seed=42), None))
-
-
-def any_one_evidence_is_enough(case: Case) -> None:
-    """Each way to satisfy a declared need works by itself; a target without needs works without labels."""
-    for names in evidence_for(case):
-        target_of(case, some_labels(*names))
-
-
-def missing_evidence_is_refused(case: Case) -> None:
-    """No evidence at all, or none in one pair, is refused: absent is never 0."""
-    if not case.part.needs:
-        return
-    refused(lambda: target_of(case, Labels()), BadInput)
-    refused(lambda: target_of(case, some_labels("weight")), BadInput)
-    for names in evidence_for(case):
-        labels = some_labels(*names)
-        for name in names:
-            getattr(labels, name)[2] = float("nan")
-        refused(lambda found=labels: target_of(case, found), BadInput)
-
-
-def evidence_matters_exactly_if_declared(case: Case) -> None:
-    """A declared need changes the target; a column that was not declared never does."""
-    unread = [column.name for column in fields(Labels) if column.name not in readable(case)]
-    for names in evidence_for(case):
-        plain = target_of(case, some_labels(*names))
-        for name in unread:
-            assert equal_targets(plain, target_of(case, some_labels(*names, name))), f"{case} reads {name}"
-    for need in case.part.needs:
-        for name in EVIDENCE[need]:
-            others = [EVIDENCE[other][0] for other in case.part.needs if other != need]
-            first, second = (target_of(case, some_labels(name, *others, seed=seed)) for seed in (21, 57))
-            assert not equal_targets(first, second), f"{case} declares {need} and does not use {name}"
-
-
-def a_tie_has_no_winner(case: Case) -> None:
-    """A tie is left out or gets prob 1/2; the other pairs are as they were."""
-    tie = torch.tensor([False, True, False, False, True])
-    for names in evidence_for(case):
-        if {"prob", "target_gap", "utility"} & set(names):
-            continue  # such evidence says more than the tie does
-        plain = target_of(case, some_labels(*names))
-        tied = target_of(case, replace(some_labels(*names), tie=tie))
-        assert (~tied.keep[tie] | (tied.prob[tie] == 0.5)).all(), f"{case}: a tie is trained toward a winner"
-        assert equal_targets(rows(plain, ~tie), rows(tied, ~tie)), f"{case}: a tie changes other pairs"
-        nothing_else = target_of(case, replace(some_labels(*names), tie=torch.zeros(PAIRS, dtype=torch.bool)))
-        assert equal_targets(plain, nothing_else), f"{case}: a tie column without ties changes the target"
-
-
-def label_columns_are_refused(case: Case) -> None:
-    """A gap or a label of the wrong shape never broadcasts."""
-    for names in evidence_for(case):
-        labels = some_labels(*names)
-        refused(lambda found=labels: target_of(case, found, draw(PAIRS, 1)), ShapeError, f"[{PAIRS}, 1]")
-        for name in names:
-            column = replace(labels, **{name: draw(PAIRS, 1, low=0.1, high=0.9)})
-            refused(lambda found=column: target_of(case, found), ShapeError, f"[{PAIRS}, 1]")
-
-
-TARGET_CHECKS: tuple[Check, ...] = (
-    every_column_is_one_value_a_pair,
-    no_gradient_passes,
-    finite_when_all_gaps_are_equal,
-    finite_or_refused_when_evidence_is_equal,
-    each_pair_alone_gets_the_same_target,
-    the_population_matters_exactly_if_declared,
-    any_one_evidence_is_enough,
-    missing_evidence_is_refused,
-    evidence_matters_exactly_if_declared,
-    a_tie_has_no_winner,
-    label_columns_are_refused,
 )
 
 
@@ -588,8 +290,18 @@ def reward_of(case: Case, scores: Any) -> Tensor:
 
 
 def one_reward_for_each_response(case: Case) -> None:
-    """[R] in, [R] out."""
-    assert reward_of(case, some_scores(*case.part.needs)).shape == (6,)
+    """[R] in, [R] out, in the dtype of the scores; half precision is not enough for a gap."""
+    scores = some_scores(*case.part.needs)
+    for dtype, wanted in (
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+    ):
+        given = {name: getattr(scores, name).to(dtype) for name in case.part.needs}
+        value = reward_of(case, SequenceScores(**given))
+        assert value.shape == (6,)
+        assert value.dtype == wanted, f"{case}: {value.dtype} from {dtype}"
 
 
 def declared_scores_are_enough(case: Case) -> None:
@@ -603,11 +315,10 @@ def declared_scores_are_enough(case: Case) -> None:
 
 def scores_matter_exactly_if_declared(case: Case) -> None:
     """A declared field changes the reward; one that was not declared never does."""
-    everything = (*SCORE_FIELDS, "hidden")
-    before, other = some_scores(*everything), some_scores(*everything, seed=77)
+    before, other = some_scores(*EVERYTHING), some_scores(*EVERYTHING, seed=77)
     plain = reward_of(case, before)
     assert close(plain, reward_of(case, some_scores(*case.part.needs)))
-    for name in everything:
+    for name in EVERYTHING:
         same = close(plain, reward_of(case, replace(before, **{name: getattr(other, name)})))
         assert same == (name not in case.part.needs), (
             f"{case}: {name} declared {name in case.part.needs}, used {not same}"
@@ -637,6 +348,29 @@ def finite_when_the_policy_is_the_reference(case: Case) -> None:
     if value.requires_grad:
         for name, gradient in zip(trained, torch.autograd.grad(value.sum(), leaves), strict=True):
             assert torch.isfinite(gradient).all(), f"{case}: gradient of {name}"
+
+
+def zero_at_the_reference_exactly_if_anchored(case: Case) -> None:
+    """Where the policy is the reference an anchored reward is 0, and no other is."""
+    scores = some_scores(*EVERYTHING)
+    value = reward_of(case, replace(scores, ref_logp=scores.logp))
+    if case.part.anchored:
+        assert (value == 0).all(), f"{case} is anchored, but is {value.tolist()} at the reference"
+    else:
+        assert (value != 0).any(), f"{case} is 0 at the reference and does not declare it"
+
+
+def finite_for_an_empty_response(case: Case) -> None:
+    """No tokens, no log-probability: the reward and its gradient are numbers."""
+    zero = torch.zeros(6, dtype=torch.float64)
+    empty = {"logp": zero, "ref_logp": zero, "length": zero}
+    scores = replace(some_scores(*case.part.needs), **{name: empty[name] for name in case.part.needs & set(empty)})
+    trained = [name for name in TRAINED if name in case.part.needs]
+    leaves = [getattr(scores, name).clone().requires_grad_(True) for name in trained]
+    value = reward_of(case, replace(scores, **dict(zip(trained, leaves, strict=True))))
+    assert torch.isfinite(value).all(), f"{case}: {value.tolist()}"
+    for name, gradient in zip(trained, torch.autograd.grad(value.sum(), leaves), strict=True):
+        assert torch.isfinite(gradient).all(), f"{case}: gradient of {name}"
 
 
 def the_gradient_reaches_the_model(case: Case) -> None:
@@ -674,6 +408,8 @@ REWARD_CHECKS: tuple[Check, ...] = (
     scores_matter_exactly_if_declared,
     each_response_alone_gets_the_same_reward,
     finite_when_the_policy_is_the_reference,
+    zero_at_the_reference_exactly_if_anchored,
+    finite_for_an_empty_response,
     the_gradient_reaches_the_model,
     score_columns_are_refused,
 )

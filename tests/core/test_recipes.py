@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import marginkit as mk
+from marginkit.assembly import build_loss
 from marginkit.core.objectives import logistic
 from marginkit.core.tensors import Labels, PairScores, Rewards, SequenceScores, Target
 from marginkit.errors import BadInput
-from marginkit.registry import build_loss, load_recipe
+from marginkit.registry import load_recipe
 
 POLICY = torch.tensor([[-40.0, -66.0], [-45.0, -70.0], [-42.0, -60.0]], dtype=torch.float64)
 REFERENCE = torch.tensor([[-42.0, -60.0]] * 3, dtype=torch.float64)
@@ -105,7 +106,7 @@ def test_the_logistic_scales_the_gap_and_then_takes_the_margin_off() -> None:
 
 def test_a_constant_margin_is_asked_of_every_pair_that_is_no_tie() -> None:
     """In place of bt's target: -log sigmoid(d - 0.5), 0.474077 at d = 1."""
-    spec = {"target": {"function": "marginkit.core.targets:constant_margin", "margin": 0.5}}
+    spec = {"target": {"name": "marginkit.core.targets:constant_margin", "margin": 0.5}}
     found = build_loss(load_recipe("bt"), spec)(heads(1.0, -2.0, 1.0, tie=torch.tensor([False, False, True]))).tolist()
     assert found == pytest.approx([softplus(-0.5), softplus(2.5), 0.0], abs=1e-12)
     assert found[0] == pytest.approx(0.474077, abs=5e-7)
@@ -125,9 +126,7 @@ def test_a_margin_only_moves_the_optimum_and_soft_labels_make_it_finite() -> Non
     best = math.log(9.0)
     assert best == pytest.approx(2.197225, abs=5e-7)
     gap = f64([best]).requires_grad_(True)
-    smoothed = build_loss(
-        load_recipe("bt"), {"target": {"function": "marginkit.core.targets:constant_prob", "eps": 0.1}}
-    )
+    smoothed = build_loss(load_recipe("bt"), {"target": {"name": "marginkit.core.targets:constant_prob", "eps": 0.1}})
     (slope,) = torch.autograd.grad(smoothed(PairScores(head=torch.stack((gap, 0 * gap), 1))).sum(), gap)
     assert slope.item() == pytest.approx(0.0, abs=1e-12)
     assert smoothed(heads(1.0)).item() == pytest.approx(0.413262, abs=5e-7)

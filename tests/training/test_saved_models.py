@@ -187,7 +187,7 @@ def test_a_saved_policy_is_scored_against_a_reference_that_is_named(
     held = GROUPS.filter(lambda group: group.split == "test", reason="other split")
     with pytest.raises(BadInput, match=r"not a run, and not a saved reward model; say how to read it, e.g. --recipe"):
         score(run.checkpoint, held)
-    with pytest.raises(BadInput, match="a policy's reward is relative to a reference; name it with --reference"):
+    with pytest.raises(BadInput, match="the reward of recipe dpo is relative to a reference; name it with --reference"):
         score(run.checkpoint, held, recipe="dpo")
     alone = score(run.checkpoint, held, recipe="dpo", reference=str(run.config.model.path))
     table = pq.read_table(run.path / "tables" / "responses.parquet")
