@@ -33,7 +33,7 @@ def check_population(loss: Loss, mode: Mode | None, window: int | None) -> Mode:
         key = "population" if mode is not None else "population_window"
         batch = loss.target is not None and loss.target.part.couples == "batch"
         why = (
-            "transports between the pairs of one pass, which a window does not hold" if batch else "looks at no others"
+            "transports between the pairs of one pass, which a window does not hold" if batch else "looks at no other pairs"
         )
         raise BadInput(f"train.{key}: recipe {loss.name} {why}; leave it out")
     if mode != "window" and window is not None:

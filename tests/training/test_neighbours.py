@@ -183,7 +183,7 @@ def test_without_its_state_a_run_does_not_go_on(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("recipe", "overrides", "message"),
     [
-        ("dpo", ["train.population=window"], "train.population: recipe dpo looks at no others; leave it out"),
+        ("dpo", ["train.population=window"], "train.population: recipe dpo looks at no other pairs; leave it out"),
         ("amapo", ["train.population_window=9"], "train.population_window: is the size of a window"),
         ("aplot", ["train.population=window"], "train.population: recipe aplot transports between the pairs of one"),
     ],
