@@ -12,13 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from marginkit.core.evidence import untied
+from marginkit.core.memory import DECAY
 from marginkit.core.parts import target
 from marginkit.core.rewards import implicit_mean
 from marginkit.core.tensors import Labels, PairScores, Population, Target
 
 _STEPS = 20  # gamma-PO's exponentiated-gradient steps
+_HALVINGS = 40  # of a bracket gamma / tau wide: 1e-11 of it
 _MAX_EXPONENT = 20.0  # AMaPO: exp(20) = 5e8, far beyond the 2.5 standard deviations of its batches of eight
-_DECAY = 0.9
 
 
 def _pool(population: Population, size: int) -> Tensor:
@@ -108,7 +109,7 @@ def _fixed_point(gap: Tensor, pool: Tensor, gamma: float, tau: float) -> Tensor:
         # margin -> log margin - level + (gamma / tau) sigmoid(margin - r) is increasing: one root, bracketed
         low, high = log_level - gamma / tau, log_level.expand_as(r)
         low = low.expand_as(r)
-        for _ in range(60):
+        for _ in range(_HALVINGS):
             middle = (low + high) / 2
             over = middle - log_level + gamma / tau * torch.sigmoid(torch.exp(middle) - r) > 0
             low, high = torch.where(over, low, middle), torch.where(over, middle, high)
@@ -116,7 +117,7 @@ def _fixed_point(gap: Tensor, pool: Tensor, gamma: float, tau: float) -> Tensor:
 
     base = torch.tensor(math.log(gamma), dtype=pool.dtype, device=pool.device)
     low, high = base, base + gamma / tau
-    for _ in range(60):
+    for _ in range(_HALVINGS):
         middle = (low + high) / 2
         over = margins(pool, middle).mean() > gamma
         low, high = torch.where(over, low, middle), torch.where(over, middle, high)
@@ -178,7 +179,7 @@ def _moments(population: Population, ema: str) -> tuple[Tensor, Tensor] | None:
     if population.mean is not None and population.sd is not None:
         if not population.updates:
             return None
-        share = 1.0 - _DECAY**population.updates if ema == "corrected" else 1.0
+        share = 1.0 - DECAY**population.updates if ema == "corrected" else 1.0
         return population.mean / share, population.sd / share
     if len(population.gaps) < 2:
         return None

@@ -16,7 +16,7 @@ from marginkit.errors import BadInput
 
 _QUEUE = 2048
 _FIRST = 8
-_DECAY = 0.9
+DECAY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Moments(Memory):
         if not len(gaps):
             return self.mean, self.sd
         spread = gaps.std() if len(gaps) > 1 else torch.zeros((), dtype=torch.float64)
-        return _DECAY * self.mean + (1 - _DECAY) * gaps.mean(), _DECAY * self.sd + (1 - _DECAY) * spread
+        return DECAY * self.mean + (1 - DECAY) * gaps.mean(), DECAY * self.sd + (1 - DECAY) * spread
 
     def population(self, seen: Seen, *, training: bool) -> Population:
         """The pairs of the pass, with the running values (in training, those that include the pass)."""
