@@ -17,6 +17,7 @@ from marginkit.core.loss import Loss
 from marginkit.core.memory import Seen, Window
 from marginkit.core.tensors import PairScores, Population
 from marginkit.errors import BadInput, RunFailed
+from marginkit.models.packing import number_dtype
 
 Mode = Literal["microbatch", "window"]
 _FILE = "population.safetensors"
@@ -32,9 +33,7 @@ def check_population(loss: Loss, mode: Mode | None, window: int | None) -> Mode:
     if not loss.coupled and (mode is not None or window is not None):
         key = "population" if mode is not None else "population_window"
         batch = loss.target is not None and loss.target.part.couples == "batch"
-        why = (
-            "transports between the pairs of one pass, which a window does not hold" if batch else "looks at no other pairs"
-        )
+        why = "transports between the pairs of one pass alone" if batch else "looks at no other pairs"
         raise BadInput(f"train.{key}: recipe {loss.name} {why}; leave it out")
     if mode != "window" and window is not None:
         raise BadInput("train.population_window: is the size of a window; add train.population=window, or leave it out")
@@ -87,9 +86,10 @@ class Neighbours:
     def _rows(self, scores: PairScores, keys: Tensor) -> Tensor:
         """[N, 4] of the pairs that take part: key, reward of chosen and rejected, chance."""
         seen = self.loss.seen(scores)
+        rewards = seen.rewards.to(number_dtype(seen.rewards.device))  # a key has more digits than float32
         kept = slice(None) if scores.tie is None else ~scores.tie
-        chance = torch.full((len(seen.rewards),), 0.5).to(seen.rewards) if seen.chance is None else seen.chance
-        return torch.cat((keys[kept, None].to(seen.rewards), seen.rewards, chance[:, None].to(seen.rewards)), 1)
+        chance = torch.full_like(rewards[:, 0], 0.5) if seen.chance is None else seen.chance
+        return torch.cat((keys[kept, None].to(rewards), rewards, chance[:, None].to(rewards)), 1)
 
     def _gathered(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, sorted by key."""

@@ -177,9 +177,11 @@ def amapo(
 def _moments(population: Population, ema: str) -> tuple[Tensor, Tensor] | None:
     """Mean and standard deviation: the running ones where they are kept, else of the population; None if too few."""
     if population.mean is not None and population.sd is not None:
-        if not population.updates:
+        if population.updates == 0:
             return None
-        share = 1.0 - DECAY**population.updates if ema == "corrected" else 1.0
+        share = 1.0
+        if population.updates is not None and ema == "corrected":
+            share -= DECAY**population.updates
         return population.mean / share, population.sd / share
     if len(population.gaps) < 2:
         return None
@@ -234,8 +236,9 @@ def beta_scale(
         tensor([3.1600, 3.1600, 3.1600, 3.1600])
 
     Source: beta-DPO, arXiv 2407.08639; code junkangwu/beta-DPO at 1629047.
-    Deviation: there evaluation moves the running values, equal gaps divide by 0, and each rank divides by its own
-    count. The scale of A (with or without beta in the paper) was not found; the code's, without, is used.
+    Deviation: there evaluation moves the running values, equal gaps divide by 0, each rank divides by its own count,
+    and a pass too small to draw from trains nothing (here it keeps all). The scale of A (with or without beta in the
+    paper) was not found; the code's, without, is used.
     """
     assert labels.chance is not None
     moments = _moments(population, ema)

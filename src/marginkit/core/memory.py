@@ -122,7 +122,7 @@ class Moments(Memory):
         gaps = seen.gaps.double().cpu()
         if not len(gaps):
             return self.mean, self.sd
-        spread = gaps.std() if len(gaps) > 1 else torch.zeros((), dtype=torch.float64)
+        spread = gaps.std() if len(gaps) > 1 else self.sd  # one pair says nothing of the spread
         return DECAY * self.mean + (1 - DECAY) * gaps.mean(), DECAY * self.sd + (1 - DECAY) * spread
 
     def population(self, seen: Seen, *, training: bool) -> Population:

@@ -257,7 +257,7 @@ class Population:
         chance: [N] the uniform numbers of those pairs.
         mean: [] running mean of the gaps, this pass included; None where none is kept.
         sd: [] running standard deviation of the gaps, likewise.
-        updates: how many passes the running values have seen.
+        updates: how many passes the running values have seen; None: enough to need no correction.
         generator: the source of chance, seeded by the shell.
     """
 
@@ -266,7 +266,7 @@ class Population:
     chance: Float[Tensor, " seen"] | None = None
     mean: Float[Tensor, ""] | None = None
     sd: Float[Tensor, ""] | None = None
-    updates: int = 0
+    updates: int | None = None
     generator: torch.Generator | None = None
 
     @property
