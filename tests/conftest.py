@@ -17,7 +17,8 @@ from jaxtyping import install_import_hook
 torch.set_num_threads(1)
 
 # The records and decorators (core.tensors, core.parts) stay as they are: their own messages are what a user meets.
-install_import_hook([f"marginkit.core.{name}" for name in ("rewards", "targets", "objectives")], "beartype.beartype")
+FORMULAS = ("rewards", "evidence", "targets", "scored", "adaptive", "transport", "objectives", "anchored")
+install_import_hook([f"marginkit.core.{name}" for name in FORMULAS], "beartype.beartype")
 
 settings.register_profile("marginkit", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("marginkit")

@@ -8,20 +8,35 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 import marginkit as mk
 from marginkit.assembly import build_loss
-from marginkit.core import loss, objectives, parts, rewards, targets, tensors
+from marginkit.core import (
+    adaptive,
+    anchored,
+    composition,
+    evidence,
+    loss,
+    memory,
+    objectives,
+    parts,
+    rewards,
+    scored,
+    targets,
+    tensors,
+    transport,
+)
 from marginkit.core.parts import Part
 from marginkit.core.tensors import PairScores
 from marginkit.errors import BadInput
 from marginkit.registry import (
     PARTS,
     RECIPES,
+    SFT_OPTIONS,
     Option,
     Recipe,
     did_you_mean,
@@ -32,16 +47,62 @@ from marginkit.registry import (
     recipe_names,
 )
 
-MODULES: dict[str, ModuleType] = {"reward": rewards, "target": targets, "objective": objectives}
-# A value for each option that has no default in the catalogue.
-GIVEN: dict[str, Any] = {"gamma": 0.3}
+MODULES = (rewards, targets, scored, adaptive, transport, objectives, anchored)
+SFT = set(SFT_OPTIONS)
+
+# Recipe -> reward, target, objective, and the options under the paper's names: what the catalogue promises.
+CATALOGUE: dict[str, tuple[str, str | None, str, str]] = {
+    "sft": ("logp", None, "nll", ""),
+    "dpo": ("implicit", "none", "logistic", "beta"),
+    "mmpo": ("implicit", "soft_label", "logistic", "beta gamma"),
+    "cdpo": ("implicit", "constant_prob", "logistic", "beta eps"),
+    "rdpo": ("implicit", "none", "robust_logistic", "beta eps"),
+    "odpo": ("implicit", "log_grade_margin", "logistic", "beta alpha form outside"),
+    "rpo_squared": ("implicit", "matched_gap", "squared", "beta eta"),
+    "rpo_forward_kl": ("implicit", "matched_gap", "kl_forward", "beta eta"),
+    "rpo_backward_kl": ("implicit", "matched_gap", "kl_backward", "beta eta"),
+    "ipo": ("implicit", "regularised", "squared", "tau"),
+    "ipo_mean": ("implicit_mean", "regularised", "squared", "tau"),
+    "slic": ("logp", "constant_margin", "hinge", "delta lam"),
+    "rso_hinge": ("implicit", "constant_margin", "hinge", "beta"),
+    "simpo": ("per_token", "constant_margin", "logistic", "beta gamma"),
+    "gamma_simpo": ("per_token", "gamma_po", "logistic", "beta gamma tau pool solver"),
+    "gamma_dpo": ("implicit", "gamma_po", "logistic", "beta gamma tau pool solver"),
+    "amapo": ("per_token", "amapo", "logistic", "beta form"),
+    "madpo": ("implicit", "madpo_weight", "logistic", "beta c_max c_min tau lam branch"),
+    "bpo": ("implicit", "none", "balanced", "beta alpha f"),
+    "repo": ("per_token", "token_margin", "hinge", "gamma gamma_end"),
+    "repo_plus": ("per_token", "token_margin", "clipped_logistic", "beta gamma"),
+    "cal_dpo": ("implicit", "none", "calibrated", "beta kappa"),
+    "beta_dpo": ("implicit", "beta_scale", "logistic", "beta a rho ema"),
+    "alpha_dpo": ("per_token", "alpha_margin", "logistic", "beta gamma alpha ema"),
+    "r_dpo": ("implicit", "length_margin", "logistic", "beta alpha sign"),
+    "wpo": ("implicit", "wpo_weight", "logistic", "beta clamp"),
+    "dpop": ("implicit", "none", "dpop", "beta lam"),
+    "nca": ("implicit", "none", "nca", "beta"),
+    "bco": ("implicit", "none", "bco", "beta"),
+    "apo_zero": ("implicit", "none", "apo_zero", "beta"),
+    "sppo": ("implicit", "none", "sppo", "eta"),
+    "kto_pair": ("implicit", "kto_zero", "kto", "beta lam_d lam_u z0"),
+    "orpo": ("log_odds", "constant_weight", "logistic", "lam"),
+    "cpo": ("logp", "none", "logistic", "beta lam sft_per"),
+    "bt": ("head", "none", "logistic", ""),
+    "bt_margin": ("head", "grade_margin", "logistic", "scale"),
+    "mmpo_rm": ("head", "soft_label", "logistic", "gamma"),
+    "bt_scaled": ("head", "grade_weight", "logistic", "scale"),
+    "bt_smooth": ("head", "constant_prob", "logistic", "eps"),
+    "bt_focal": ("head", "none", "focal", "gamma"),
+    "bt_centered": ("head", "none", "centred_logistic", "c"),
+    "aplot": ("head", "aplot", "logistic", "eps semantic norm"),
+    "regression": ("head", "grade_value", "value_squared", "scale"),
+}
 
 
 def declared() -> list[tuple[str, str, Callable[..., Any]]]:
     """(kind, `module:function`, function) of everything that the core declares."""
     return [
         (value.part.kind, f"{module.__name__}:{name}", value)
-        for module in MODULES.values()
+        for module in MODULES
         for name, value in vars(module).items()
         if isinstance(getattr(value, "part", None), Part) and value.__module__ == module.__name__
     ]
@@ -74,9 +135,14 @@ def test_every_file_of_the_catalogue_is_a_recipe_of_its_own_name() -> None:
         assert load_recipe(name).name == name
 
 
-def test_the_catalogue_has_the_recipes_that_this_version_promises() -> None:
-    """The catalogue cannot be empty."""
-    assert {"sft", "dpo", "cdpo", "mmpo", "bt", "bt_margin", "mmpo_rm"} <= set(recipe_names())
+@pytest.mark.parametrize("name", sorted(set(CATALOGUE) | set(recipe_names())))
+def test_the_catalogue_is_exactly_what_this_version_promises(name: str) -> None:
+    """Every recipe, its three functions, and its options under the paper's names."""
+    spec = load_recipe(name)
+    found = [getattr(spec, part) and getattr(spec, part).function.rpartition(":")[2] for part in PARTS]
+    assert (*found, set(spec.options())) == (*CATALOGUE[name][:3], set(CATALOGUE[name][3].split()))
+    kind = "sft" if name == "sft" else "reward_model" if CATALOGUE[name][0] == "head" else "policy"
+    assert spec.kind == kind
 
 
 @pytest.mark.parametrize(("spec", "part"), used())
@@ -87,15 +153,53 @@ def test_a_part_names_a_function_declared_as_that_part(spec: Recipe, part: str) 
     assert callable(function)
 
 
+def pseudo(spec: Recipe, part: str) -> set[str]:
+    """Parameters that no function has: the SFT term, which the loss itself adds."""
+    return SFT if spec.kind == "policy" and part == "objective" else set()
+
+
 @pytest.mark.parametrize(("spec", "part"), used())
-def test_the_options_of_a_part_are_the_keyword_only_parameters_of_its_function(spec: Recipe, part: str) -> None:
-    """No option that nothing reads, no parameter that nobody can set; types agree."""
+def test_options_fixed_and_shared_are_the_keyword_only_parameters_of_the_function(spec: Recipe, part: str) -> None:
+    """No option that nothing reads, no parameter that nobody can set, none set twice."""
     own = getattr(spec, part)
     parameters = keyword_only(load_function(own.function))
-    assert set(own.options) == set(parameters)
-    for name, option in own.options.items():
-        annotation = str(parameters[name].annotation)
-        assert option.type in annotation or f"Literal[{', '.join(map(repr, option.choices))}]" in annotation
+    named = [own.parameter(option) for option in own.options] + [*own.fixed, *own.shares]
+    assert sorted(named) == sorted(set(named))
+    assert set(named) - pseudo(spec, part) == set(parameters)
+    for option, found in own.options.items():
+        assert found.parameter != option, f"{spec.name}: parameter repeats the name of {option}"
+
+
+@pytest.mark.parametrize(("spec", "part"), used())
+def test_the_type_of_an_option_is_that_of_its_parameter(spec: Recipe, part: str) -> None:
+    """Choices are the Literal's, in its order; what may be left open may be None; fixed values fit too."""
+    own = getattr(spec, part)
+    parameters = keyword_only(load_function(own.function))
+    for option, found in own.options.items():
+        if own.parameter(option) in pseudo(spec, part):
+            assert found.type == SFT_OPTIONS[own.parameter(option)].type
+            assert found.choices == SFT_OPTIONS[own.parameter(option)].choices
+            continue
+        annotation = parameters[own.parameter(option)].annotation
+        if found.choices:
+            assert get_args(annotation) == found.choices
+        else:
+            kinds = get_args(annotation) or (annotation,)
+            assert kinds[0].__name__ == found.type
+            assert (type(None) in kinds) == (found.default is None), f"{spec.name}.{option}"
+    for parameter, value in own.fixed.items():
+        if parameter not in pseudo(spec, part):
+            annotation = parameters[parameter].annotation
+            assert type(value) in (get_args(annotation) or (annotation,)), f"{spec.name}: fixed {parameter}={value!r}"
+
+
+@pytest.mark.parametrize(("spec", "part"), used())
+def test_what_a_part_shares_is_an_option_of_another_part(spec: Recipe, part: str) -> None:
+    """`part.option`, under the paper's name."""
+    for source in getattr(spec, part).shares.values():
+        other, _, option = source.partition(".")
+        assert other != part
+        assert option in getattr(spec, other).options
 
 
 @pytest.mark.parametrize(("spec", "part"), used())
@@ -105,7 +209,7 @@ def test_an_option_without_a_default_has_one_in_the_signature(spec: Recipe, part
     parameters = keyword_only(load_function(own.function))
     for name, option in own.options.items():
         if option.default is None:
-            assert parameters[name].default is None, f"{own.function} needs {name}"
+            assert parameters[own.parameter(name)].default is None, f"{own.function} needs {name}"
 
 
 @pytest.mark.parametrize(("spec", "part"), used())
@@ -129,28 +233,75 @@ def test_option_names_are_unique_across_the_parts_of_a_recipe(name: str) -> None
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_builds_with_its_defaults(name: str) -> None:
-    """Through the public surface, options without a default given."""
+    """Through the public surface: options by the functions' own names, what is fixed, and what is shared."""
     spec = load_recipe(name)
-    given = {option: GIVEN[option] for option, (_, found) in spec.options().items() if found.default is None}
-    built = mk.recipe(name, **given)
+    built = mk.recipe(name)
     assert built.name == name
+    assert built.seed == 0
     for part in PARTS:
         own = getattr(spec, part)
-        wanted = {} if own is None else {option: found.default for option, found in own.options.items()}
-        assert getattr(built, f"{part}_options") == {
-            option: given.get(option, value) for option, value in wanted.items()
-        }
+        wanted: dict[str, Any] = {}
+        if own is not None:
+            wanted = {own.parameter(option): found.default for option, found in own.options.items()} | own.fixed
+            for parameter, source in own.shares.items():
+                other, _, option = source.partition(".")
+                wanted[parameter] = getattr(spec, other).options[option].default
+            assert getattr(built, part) is load_function(own.function) or own.function.startswith("/")
+        assert built.sft_weight == wanted.pop("sft_weight", 0.0) or part != "objective"
+        assert built.sft_per == wanted.pop("sft_per", "token") or part != "objective"
+        assert getattr(built, f"{part}_options") == wanted
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_option_reaches_the_function_that_it_belongs_to(name: str) -> None:
+    """Another value under the paper's name arrives under the function's, in every part that shares it."""
+    spec = load_recipe(name)
+    for option, (part, found) in spec.options().items():
+        own = getattr(spec, part)
+        value: Any
+        if found.type == "bool":
+            value = not found.default
+        elif found.choices:
+            value = next(choice for choice in found.choices if choice != found.default)
+        elif found.type == "int":
+            value = found.default + 1
+        else:
+            value = 0.3 if found.default is None else 0.9 * found.default if found.default else 0.1
+        built = mk.recipe(name, **{option: value})
+        parameter = own.parameter(option)
+        got = getattr(built, parameter) if parameter in SFT else getattr(built, f"{part}_options")[parameter]
+        assert got == value
+        for other in PARTS:
+            shared = getattr(spec, other)
+            for word, source in {} if shared is None else shared.shares.items():
+                if source == f"{part}.{option}":
+                    assert getattr(built, f"{other}_options")[word] == value
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_says_where_it_comes_from(name: str) -> None:
-    """A summary, a formula and a paper; version 1 or later."""
+    """A summary, a formula, a paper and its published result; version 1 or later."""
     spec = load_recipe(name)
     assert spec.summary
     assert spec.formula
     assert spec.paper.title
+    assert spec.published
     assert spec.version >= 1
+    assert all(line.strip() for line in (*spec.reconstructed, *spec.deviations))
     assert (spec.target is None) == (spec.kind == "sft")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_what_a_function_calls_reconstructed_its_recipe_does_too(name: str) -> None:
+    """A reader of `marginkit list` meets the same caution as a reader of the docstring."""
+    spec = load_recipe(name)
+    marked = [
+        own.function
+        for part in PARTS
+        if (own := getattr(spec, part)) is not None
+        and "reconstructed" in str(inspect.getdoc(load_function(own.function)))
+    ]
+    assert spec.reconstructed or not marked, f"{marked} say reconstructed"
 
 
 def test_every_declared_function_is_used_by_a_recipe() -> None:
@@ -161,9 +312,7 @@ def test_every_declared_function_is_used_by_a_recipe() -> None:
         for part in PARTS
         if getattr(load_recipe(name), part)
     }
-    # a building block for `target.function=`, until the recipes that name it (SimPO and its kin) are here
-    blocks = {"marginkit.core.targets:constant_margin"}
-    assert {target for _, target, _ in declared()} - blocks == named
+    assert {target for _, target, _ in declared()} == named
 
 
 def test_training_settings_of_recipes_are_arguments_of_the_installed_trainer() -> None:
@@ -200,7 +349,10 @@ def test_a_declared_function_explains_itself(kind: str, function: Callable[..., 
         assert "r = " in text.splitlines()[0], f"{function.__name__}: the formula"
 
 
-@pytest.mark.parametrize("module", [loss, objectives, parts, rewards, targets, tensors], ids=lambda m: m.__name__)
+CORE = [*MODULES, composition, evidence, loss, memory, parts, tensors]
+
+
+@pytest.mark.parametrize("module", CORE, ids=lambda m: m.__name__)
 def test_everything_public_in_the_core_has_a_docstring(module: ModuleType) -> None:
     """Functions, classes and their public methods."""
     for name, value in vars(module).items():
@@ -320,7 +472,11 @@ def test_every_type_of_option_refuses_in_words(option: Option, value: Any, messa
             {"gama": 1.0},
             "target.gama: recipe mmpo has no such option; did you mean gamma? (known: target.gamma)",
         ),
-        ("objective", {"beta": 1.0}, "objective.beta: recipe mmpo has no such option (known: none)"),
+        (
+            "objective",
+            {"beta": 1.0},
+            "objective.beta: recipe mmpo has no such option (known: objective.sft_weight, objective.sft_per)",
+        ),
         (
             "target",
             {"name": "marginkit.core.objectives:logistic"},
@@ -330,6 +486,24 @@ def test_every_type_of_option_refuses_in_words(option: Option, value: Any, messa
             "target",
             {"name": "marginkit.core.targets:soft_prob"},
             "target.name: marginkit.core.targets:soft_prob is not declared with @target(...)",
+        ),
+        (
+            "target",
+            {"name": "soft_labl"},
+            "target.name=soft_labl: no target of that name; did you mean soft_label? (known: "
+            f"{', '.join(sorted({found[1] for found in CATALOGUE.values() if found[1]}))}; "
+            "your own: path/file.py:function)",
+        ),
+        (
+            "objective",
+            {"name": "soft_label"},
+            "objective.name=soft_label: no objective of that name (known: "
+            f"{', '.join(sorted({found[2] for found in CATALOGUE.values()}))}; your own: path/file.py:function)",
+        ),
+        (
+            "target",
+            {"function": "marginkit.core.targets:none"},
+            "target.function: recipe mmpo has no such option (known: target.gamma)",
         ),
     ],
 )
@@ -357,7 +531,7 @@ HINGE = '''"""Mine."""
 import torch
 from marginkit.core.parts import objective
 
-@objective(smooth=False, uses_prob=False)
+@objective(uses={"margin"}, smooth=False)
 def hinge(rewards, target, *, delta=1.0):
     return torch.relu(delta + target.margin - rewards.gap)
 

@@ -13,6 +13,7 @@ from marginkit.registry import (
     arguments,
     did_you_mean,
     function_named,
+    known_part,
     load_function,
     load_recipe,
     offered,
@@ -161,7 +162,12 @@ def compose(
         function = _declared(function_named(part, given, f"{part}."), part) if isinstance(given, str) else given
         if getattr(getattr(function, "part", None), "kind", None) != part:
             raise BadInput(f"{part}: {label} is not declared with @{part}(...)")
-        values = {option: value for option, value in options.items() if option in _parameters(function)}
+        checks = known_part(part, f"{function.__module__}:{function.__name__}")[0]
+        values = {
+            option: checks[option].check(option, value) if option in checks else value
+            for option, value in options.items()
+            if option in _parameters(function)
+        }
         _check_parameters(function, part, label, values)
         made |= {part: function, f"{part}_options": values}
         used |= set(values)

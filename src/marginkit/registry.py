@@ -91,7 +91,7 @@ class PartSpec(_Frozen):
 
     def parameter(self, option: str) -> str:
         """The function's own name of an option."""
-        return self.options[option].parameter or option
+        return option if option not in self.options else self.options[option].parameter or option
 
 
 class Paper(_Frozen):
@@ -225,16 +225,22 @@ def known_functions(part: str) -> dict[str, str]:
 
 
 @cache
-def _known_part(part: str, function: str) -> tuple[dict[str, Option], dict[str, str]]:
-    """Parameter -> option, and parameter -> what it shares, as the catalogue has them for a function."""
+def known_part(part: str, function: str) -> tuple[dict[str, Option], dict[str, tuple[str, str]]]:
+    """What the catalogue knows of a function: parameter -> option; parameter -> the (part, parameter) it shares."""
     options: dict[str, Option] = dict(SFT_OPTIONS) if part == "objective" else {}
-    shares: dict[str, str] = {}
-    for name in recipe_names():
-        spec: PartSpec | None = getattr(load_recipe(name), part)
+    shares: dict[str, tuple[str, str]] = {}
+    for recipe in map(load_recipe, recipe_names()):
+        spec: PartSpec | None = getattr(recipe, part)
         if spec is not None and spec.function == function:
             options |= {spec.parameter(option): found for option, found in spec.options.items()}
-            shares |= spec.shares
+            shares |= {parameter: _shared(recipe, source) for parameter, source in spec.shares.items()}
     return options, shares
+
+
+def _shared(recipe: Recipe, source: str) -> tuple[str, str]:
+    """(part, function parameter) of a source written as part.option."""
+    part, _, option = source.partition(".")
+    return part, getattr(recipe, part).parameter(option)
 
 
 def resolve_options(
@@ -259,7 +265,7 @@ def resolve_options(
     if name is not None:
         function = function_named(part, str(name), where)
         if own is None or function != own.function:
-            known = _known_part(part, function)[0]
+            known = known_part(part, function)[0]
             checked = {
                 option: known[option].check(f"{where}{option}", value) if option in known else value
                 for option, value in given.items()
@@ -270,6 +276,7 @@ def resolve_options(
             raise BadInput(f"{where}{next(iter(given))}: recipe {spec.name} has no {part}")
         return "", {}
     options = offered(spec, part)
+    shared = {word: given.pop(word) for word in own.shares if word in given}  # the user's own instead
     for option in given:
         if option not in options:
             listed = ", ".join(f"{where}{word}" for word in options) or "none"
@@ -277,9 +284,10 @@ def resolve_options(
                 f"{where}{option}: recipe {spec.name} has no such option"
                 f"{did_you_mean(option, options)} (known: {listed})"
             )
-    return own.function, {
+    checked = {
         word: option.check(f"{where}{word}", given.get(word, option.default)) for word, option in options.items()
     }
+    return own.function, checked | shared
 
 
 def function_named(part: str, name: str, where: str) -> str:
@@ -305,27 +313,37 @@ def arguments(spec: Recipe, given: Mapping[str, Mapping[str, Any]]) -> dict[str,
     Raises:
         BadInput: as `resolve_options`; or a shared option is not there.
     """
-    resolved = {part: resolve_options(spec, part, given.get(part, {})) for part in PARTS}
     found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for part, (function, options) in resolved.items():
+    wanted: dict[str, dict[str, tuple[str, str]]] = {}
+    for part in PARTS:
+        function, options = resolve_options(spec, part, given.get(part, {}))
         own: PartSpec | None = getattr(spec, part)
         if own is not None and function == own.function:
-            renamed = {own.parameter(word) if word in own.options else word: value for word, value in options.items()}
-            values, shares = renamed | own.fixed, own.shares
+            renamed = {own.parameter(word): value for word, value in options.items()}
+            values = renamed | own.fixed
         else:
-            values, shares = dict(options), _known_part(part, function)[1]
-        for parameter, source in shares.items():
-            other, _, word = source.partition(".")
+            values = (_sft_term(own) if part == "objective" else {}) | options
+        found[part], wanted[part] = (function, values), known_part(part, function)[1]
+    for part, shares in wanted.items():
+        function, values = found[part]
+        for parameter, (other, word) in shares.items():
             if parameter in values:
                 continue
-            if word not in resolved[other][1]:
+            if word not in found[other][1]:
                 raise BadInput(
-                    f"{part}.{parameter}: {function} takes it from {source}, "
-                    f"but {resolved[other][0]} has no such option; give it as {part}.{parameter}"
+                    f"{part}.{parameter}: {function} takes the {word} of the {other}, but {found[other][0]} has none; "
+                    f"use a {other} that has one, or give {part}.{parameter}"
                 )
-            values[parameter] = resolved[other][1][word]
-        found[part] = (function, values)
+            values[parameter] = found[other][1][word]
     return found
+
+
+def _sft_term(own: PartSpec | None) -> dict[str, Any]:
+    """The SFT term that belongs to a recipe, whatever objective takes the place of its own."""
+    if own is None:
+        return {}
+    known = {own.parameter(word): option.default for word, option in own.options.items()} | own.fixed
+    return {name: value for name, value in known.items() if name in SFT_OPTIONS}
 
 
 def load_function(target: str) -> Any:

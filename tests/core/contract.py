@@ -425,3 +425,21 @@ def rejects(check: Check, case: Case) -> None:
     """The check fails, or the seam itself refuses what the function made."""
     with pytest.raises((AssertionError, BadInput)):
         check(case)
+
+
+Mutants = list[tuple[Check, Any]]
+
+
+def caught_by(where: Mutants, *checks: Check) -> Callable[[Any], Any]:
+    """Enter a mutant under the checks that must reject it."""
+
+    def enter(function: Any) -> Any:
+        where.extend((check, function) for check in checks)
+        return function
+
+    return enter
+
+
+def every(mutants: Mutants) -> list[Any]:
+    """The mutants as parameters with readable names."""
+    return [pytest.param(check, Case(mutant), id=f"{mutant.__name__}-{check.__name__}") for check, mutant in mutants]

@@ -7,12 +7,15 @@ import pytest
 import torch
 from contract import CHECKS, Check, largest_gradient_jump, some_rewards
 from inputs import MODULES, OPTIONS, Case, cases, declared, draw, some_labels, some_scores, some_target
+from torch import Tensor
+from torch.nn.functional import softplus
 
 from marginkit import core
+from marginkit.core.evidence import graded
 from marginkit.core.objectives import logistic, nll
-from marginkit.core.parts import Part
+from marginkit.core.parts import Part, objective, reward, target
 from marginkit.core.rewards import implicit
-from marginkit.core.tensors import SequenceScores
+from marginkit.core.tensors import Labels, PairScores, Population, Rewards, SequenceScores, Target
 
 EVERY = [
     pytest.param(check, case, id=f"{case}-{check.__name__}")
@@ -25,6 +28,47 @@ EVERY = [
 @pytest.mark.parametrize(("check", "case"), EVERY)
 def test_every_declared_function_keeps_its_contract(check: Check, case: Case) -> None:
     """Each declaration is true, in both directions."""
+    check(case)
+
+
+@reward(needs={"logp", "ref_logp", "length"}, anchored=True)
+def squashed(scores: SequenceScores | PairScores, *, beta: float = 1.0) -> Rewards:
+    """A user's reward: a bounded log-ratio a token."""
+    return Rewards(torch.tanh(beta * (scores.logp - scores.ref_logp) / scores.length.clamp(min=1.0)))
+
+
+@target(needs={"grade_gap", "rm_head"}, makes={"margin", "keep"}, couples="population", remembers="queue")
+def between_grades_and_teacher(
+    labels: Labels, gap: Tensor, population: Population | None, scores: PairScores, *, share: float = 0.5
+) -> Target:
+    """A user's target: grades and another model's gap, less what is usual by now."""
+    keep, grades = graded(labels, gap, "this margin")
+    assert population is not None
+    if not len(population.gaps):
+        return Target.of(gap, keep=keep)
+    past = population.gaps[:0] if population.past is None else population.past
+    usual = torch.cat((population.gaps, past)).mean().to(gap.dtype)
+    teacher = scores.rm_head[:, 0] - scores.rm_head[:, 1]
+    return Target.of(gap, margin=share * grades + (1.0 - share) * torch.tanh(teacher) - usual, keep=keep)
+
+
+@objective(uses={"margin", "scale", "zero"}, asks="own")
+def barrier(rewards: Rewards, target: Target, *, k: float = 0.1) -> Tensor:
+    """A user's objective: a logistic with a pull to the level."""
+    slack = target.scale * rewards.gap - target.margin
+    return softplus(-slack) + k * ((rewards.value - target.zero) ** 2).sum(1)
+
+
+OWN = [
+    pytest.param(check, Case(function, options), id=f"{function.__name__}-{check.__name__}")
+    for function, options in ((squashed, {"beta": 0.5}), (between_grades_and_teacher, {}), (barrier, {"k": 0.2}))
+    for check in CHECKS[function.part.kind]
+]
+
+
+@pytest.mark.parametrize(("check", "case"), OWN)
+def test_a_users_own_function_is_held_to_the_same(check: Check, case: Case) -> None:
+    """Any decorated function goes through the contract, in the catalogue or not."""
     check(case)
 
 
@@ -56,8 +100,7 @@ def test_every_declared_function_is_a_case_with_all_its_options() -> None:
         for case in found:
             for name in (name for name, value in case.options.items() if value is None):
                 known = OPTIONS.get(case.function.__name__, {}).get(name, ())
-                fixed = case.function.__name__ == "token_margin"  # RePO++ fixes the schedule to none
-                assert None in known or fixed, f"{case}: give the option a value in inputs.OPTIONS"
+                assert None in known, f"{case}: give the option a value in inputs.OPTIONS"
 
 
 def test_helpers_of_the_core_are_not_taken_for_parts() -> None:

@@ -237,7 +237,7 @@ def beta_scale(
 
     Source: beta-DPO, arXiv 2407.08639; code junkangwu/beta-DPO at 1629047.
     Deviation: there evaluation moves the running values, equal gaps divide by 0, each rank divides by its own count,
-    and a pass too small to draw from trains nothing (here it keeps all). The scale of A (with or without beta in the
+    and a pass of few pairs may keep none (here one at least). The scale of A (with or without beta in the
     paper) was not found; the code's, without, is used.
     """
     assert labels.chance is not None
@@ -248,17 +248,17 @@ def beta_scale(
     mean, sd = moments[0] / beta, moments[1] / beta
     seen = population.gaps.to(gap) / beta
     chance = population.chance.to(gap) if population.chance is not None else torch.full_like(seen, 0.5)
-    kept = int(len(seen) * (1.0 - rho))
+    kept = max(1, int(len(seen) * (1.0 - rho) + 1e-9))
     keep = torch.ones_like(gap, dtype=torch.bool)
     among = seen
-    if 0 < kept < len(seen):
+    if kept < len(seen):
         keys = _gumbel_keys(seen, chance, (mean, sd))
         level = keys.topk(kept).values[-1]
         keep = _gumbel_keys(gap / beta, labels.chance.to(gap.dtype), (mean, sd)) >= level
         among = seen[keys >= level]
     follow = 1.0 + a * ((among.mean() if len(among) else mean) - mean)
     used = (beta * follow).clamp(min=1e-3)
-    weight = len(seen) / kept if 0 < kept < len(seen) else 1.0
+    weight = len(seen) / kept if kept < len(seen) else 1.0
     scale = (used / beta).to(gap.dtype).expand_as(gap)
     return Target.of(gap, scale=scale, weight=weight, keep=keep & untied(labels))
 

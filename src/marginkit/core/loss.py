@@ -23,7 +23,7 @@ class PairLoss:
     """One evaluation of a recipe: the loss and the records it came from, so that logs show what was optimised.
 
     Args:
-        loss: [P] or [R] nats, unweighted; pairs with `target.keep` false do not count.
+        loss: [P] or [R] nats, unweighted; where `target.keep` is false it means nothing.
         rewards: logits.
         target: what the gap should be; None for a loss that has none.
         sft: [P] the weighted SFT term; None if there is none.
@@ -88,6 +88,10 @@ class Loss:
 
     def __post_init__(self) -> None:
         check_composition(self.reward, self.target, self.objective, sft_weight=self.sft_weight)
+        if not self.sft_weight >= 0:
+            raise BadInput(f"{self.name}: sft_weight must be >= 0, got {self.sft_weight!r}")
+        if self.sft_per not in ("token", "sequence"):
+            raise BadInput(f"{self.name}: sft_per must be token | sequence, got {self.sft_per!r}")
         remembers = "nothing" if self.target is None else self.target.part.remembers
         object.__setattr__(self, "memory", MEMORIES[remembers](self.seed))
 
@@ -181,7 +185,9 @@ class Loss:
             target = none(scores.labels, rewards.gap)
         else:
             target = self.target(scores.labels, rewards.gap, population, scores, **self.target_options)
-        loss = self.objective(rewards, target, **self.objective_options)
+        # a left-out pair may lie where an objective overflows, and 0 * inf is NaN in its gradient
+        counted = Rewards(torch.where(target.keep[:, None], rewards.value, torch.zeros_like(rewards.value)))
+        loss = self.objective(counted, target, **self.objective_options)
         return PairLoss(loss, rewards, target, self._sft_term(scores) if self.sft_weight else None)
 
     def _sft_term(self, scores: PairScores) -> Tensor:
@@ -198,8 +204,11 @@ class Loss:
     def seen(self, scores: PairScores) -> Seen:
         """What these pairs add to a population: the detached rewards it is made of, ties left out."""
         assert self.target is not None
-        other = self.target.part.population_of
-        made = self.reward(scores, **self.reward_options) if other is None else other(scores, beta=1.0)
+        part = self.target.part
+        if part.population_of is None:
+            made = self.reward(scores, **self.reward_options)
+        else:
+            made = part.population_of(scores, **part.population_options)
         kept = slice(None) if scores.tie is None else ~scores.tie
         return Seen(made.value.detach()[kept], None if scores.chance is None else scores.chance[kept])
 

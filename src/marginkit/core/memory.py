@@ -163,6 +163,8 @@ class Window(Memory):
 
     def __init__(self, size: int, seed: int = 0) -> None:
         super().__init__(seed)
+        if size < 1:
+            raise BadInput(f"a window of {size} pairs holds nothing; give at least 1")
         self.size = size
         self.rewards = torch.zeros(0, 2, dtype=torch.float64)
         self.chance = torch.zeros(0, dtype=torch.float64)

@@ -3,8 +3,9 @@
 A declaration is a promise that the contract tests hold the function to, in both directions.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from typing import Any, Literal, Protocol, cast
 
@@ -19,7 +20,7 @@ Couples = Literal["none", "population", "batch"]
 Remembers = Literal["nothing", "queue", "moments"]
 Asks = Literal["gap", "anchored", "own", "logp"]
 SCORES = frozenset({*SCORE_FIELDS, "hidden"})
-COLUMNS = tuple(field.name for field in fields(Target))
+COLUMNS = tuple(column.name for column in fields(Target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Part:
         couples: none; population: the target depends on other pairs, handed in; batch: on the pairs of the same call.
         remembers: what of earlier passes a population holds.
         population_of: the reward whose values make the population; None: the recipe's own.
+        population_options: its options: beta 1, where it has a beta.
         training_only: the target is a device of training; evaluation uses the bare label.
         ties_match: ties stay, with a margin of 0 to match.
         uses: the target columns that change the loss (objectives).
@@ -56,6 +58,7 @@ class Part:
     couples: Couples = "none"
     remembers: Remembers = "nothing"
     population_of: "RewardFunction | None" = None
+    population_options: Mapping[str, float] = field(default_factory=dict)
     training_only: bool = False
     ties_match: bool = False
     uses: frozenset[str] = frozenset()
@@ -175,6 +178,7 @@ def target(
             couples=couples,
             remembers=remembers,
             population_of=population_of,
+            population_options=_beta_of_1(population_of),
             training_only=training_only,
             ties_match=ties_match,
         )
@@ -197,9 +201,14 @@ def target(
                 raise BadInput(f"target {name} needs `chance`, one uniform number a pair, which was not given")
             given: tuple[Any, ...] = (labels, gap.detach(), population)
             if part.scores:
-                for field in sorted(part.scores):
-                    if scores is None or getattr(scores, field) is None:
-                        raise BadInput(f"target {name} needs `{field}`, which was not given")
+                for needed in sorted(part.scores):
+                    given_score = None if scores is None else getattr(scores, needed)
+                    if given_score is None:
+                        raise BadInput(f"target {name} needs `{needed}`, which was not given")
+                    if len(given_score) != len(gap):
+                        raise ShapeError(
+                            f"target {name}: {needed} has shape {_shape(given_score)}, expected {len(gap)} pairs"
+                        )
                 assert scores is not None
                 given += (scores.detached(part.scores),)
             made = function(*given, **options)
@@ -218,12 +227,16 @@ def target(
     return declare
 
 
+def _beta_of_1(function: RewardFunction | None) -> dict[str, float]:
+    return {"beta": 1.0} if function is not None and "beta" in inspect.signature(function).parameters else {}
+
+
 def _check_labels(function: str, labels: Labels, size: int, per: Per) -> None:
-    for field in fields(labels):
-        value: Tensor | None = getattr(labels, field.name)
-        want = [size, 2] if field.name in ("grade", "utility") and per == "pair" else [size]
+    for column in fields(labels):
+        value: Tensor | None = getattr(labels, column.name)
+        want = [size, 2] if column.name in ("grade", "utility") and per == "pair" else [size]
         if value is not None and _shape(value) != want:
-            raise ShapeError(f"target {function}: labels.{field.name} has shape {_shape(value)}, expected {want}")
+            raise ShapeError(f"target {function}: labels.{column.name} has shape {_shape(value)}, expected {want}")
 
 
 def objective(
