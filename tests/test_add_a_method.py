@@ -105,7 +105,7 @@ def cubic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     shutil.copytree(registry.RECIPES, tmp_path / "recipes")
     (tmp_path / "recipes" / "cubic.yaml").write_text(recipe, encoding="utf-8")
     monkeypatch.setattr(registry, "RECIPES", tmp_path / "recipes")
-    cached = (recipe_names, load_recipe, registry.known_functions, registry._known_part)
+    cached = (recipe_names, load_recipe, registry.known_functions, registry.known_part)
     for function_ in cached:
         function_.cache_clear()
     yield names["cubic"]

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ EVERY = [
 ]
 
 
+@cache
+def plain(family: str, *, sft: bool) -> EncodedGroups:
+    """Graded groups in tokens."""
+    groups = tiny.graded_groups(6)
+    return tiny.encode(groups.map(best_response_only) if sft else groups, tiny.tokenizer(encoder="bert" in family))
+
+
 def encoded_for(recipe: str, family: str) -> EncodedGroups:
     """Graded groups in tokens with the scores of other models that the recipe needs."""
-    groups = tiny.graded_groups(8)
-    if recipe == "sft":
-        groups = groups.map(best_response_only)
-    encoded = tiny.encode(groups, tiny.tokenizer(encoder=family == "modernbert_rm"))
+    encoded = plain(family, sft=recipe == "sft")
     config = tiny.configured(recipe, *OPTIONS.get(recipe, ()))
     needs = build_loss(config.spec, config.options()).needs
     if "ref_logp" in needs:
@@ -44,23 +49,17 @@ def encoded_for(recipe: str, family: str) -> EncodedGroups:
 
 @pytest.mark.parametrize(("recipe", "family"), EVERY)
 def test_two_steps_move_the_model_and_evaluation_is_finite(recipe: str, family: str, tmp_path: Path) -> None:
-    """Gradients reach the weights, losses and metrics are numbers, two runs are equal."""
+    """Gradients reach the weights, losses and metrics are numbers."""
     encoded = encoded_for(recipe, family)
-
-    def fit(folder: str) -> Any:
-        config = tiny.configured(
-            recipe, *OPTIONS.get(recipe, ()), "train.prompts_per_step=4", "train.max_steps=2", "train.max_grad_norm=1"
-        )
-        trainer = tiny.trainer(tiny.model(family), config, encoded, tmp_path / folder, held=encoded)
-        trainer.train()
-        return trainer
-
-    trainer = fit("first")
+    config = tiny.configured(
+        recipe, *OPTIONS.get(recipe, ()), "train.prompts_per_step=3", "train.max_steps=2", "train.max_grad_norm=1"
+    )
+    trainer = tiny.trainer(tiny.model(family), config, encoded, tmp_path, held=encoded)
+    trainer.train()
     assert len(trainer.losses) == 2
     assert all(math.isfinite(loss) for loss in trainer.losses)
     for gradients in trainer.gradients:
         assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 0
-    assert fit("second").losses == trainer.losses
     metrics = trainer.evaluate()
     assert math.isfinite(metrics["eval_loss"])
     if recipe != "sft":

@@ -50,7 +50,12 @@ def fit(recipe: str, options: tuple[str, ...], folder: Path, *, held: bool = Fal
     return trainer
 
 
-@pytest.mark.parametrize("recipe", COUPLED)
+def quick(*recipes: str) -> list[Any]:
+    """Every coupled recipe; only these in the quick suite."""
+    return [name if name in recipes else pytest.param(name, marks=pytest.mark.slow) for name in COUPLED]
+
+
+@pytest.mark.parametrize("recipe", quick("gamma_simpo", "beta_dpo"))
 def test_with_a_window_the_layout_of_a_step_changes_nothing(recipe: str, tmp_path: Path) -> None:
     """8x1 == 1x8 == token bins: losses 1e-6, gradients 1e-5, state 1e-6; and the window has an effect."""
     whole = fit(recipe, (*LAYOUTS["8x1"], *WINDOW), tmp_path / "whole")
@@ -68,7 +73,7 @@ def test_with_a_window_the_layout_of_a_step_changes_nothing(recipe: str, tmp_pat
     assert longer.losses[1:] != pytest.approx(whole.losses[1:], abs=1e-6), "the window is looked at"
 
 
-@pytest.mark.parametrize("recipe", ["gamma_simpo", "amapo", "beta_dpo", "alpha_dpo", "kto_pair"])
+@pytest.mark.parametrize("recipe", ["gamma_simpo", "amapo", "alpha_dpo", "kto_pair"])
 def test_as_released_the_layout_matters(recipe: str, tmp_path: Path) -> None:
     """The default is what the authors released: the pairs of one pass, so a smaller pass is another loss."""
     whole = fit(recipe, LAYOUTS["8x1"], tmp_path / "whole")
@@ -77,7 +82,7 @@ def test_as_released_the_layout_matters(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [(), WINDOW], ids=["microbatch", "window"])
-@pytest.mark.parametrize("recipe", ["gamma_simpo", "beta_dpo", "alpha_dpo"])
+@pytest.mark.parametrize("recipe", ["gamma_simpo", "alpha_dpo"])
 def test_evaluation_moves_nothing(recipe: str, mode: tuple[str, ...], tmp_path: Path) -> None:
     """Training with evaluations in between is training without."""
     plain = fit(recipe, (*LAYOUTS["8x1"], *mode), tmp_path / "plain")
@@ -101,14 +106,7 @@ def on_rank(recipe: str, mode: list[str], folder: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        "gamma_simpo",
-        "beta_dpo",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("amapo", "alpha_dpo", "kto_pair", "gamma_dpo")),
-    ],
-)
+@pytest.mark.parametrize("recipe", quick("beta_dpo"))
 def test_with_a_window_two_ranks_give_what_one_gives(recipe: str, tmp_path: Path) -> None:
     """Losses, gradients and state, with fillers in some steps."""
     alone = on_rank(recipe, list(WINDOW), str(tmp_path / "one"))
@@ -133,7 +131,7 @@ def test_as_released_the_population_is_that_of_all_ranks(tmp_path: Path) -> None
     assert len(left["past"]) == 8 + 2 * pairs, "8 draws, and every pair that is no tie in both epochs"
 
 
-@pytest.fixture(scope="module", params=["gamma_simpo", "beta_dpo"])
+@pytest.fixture(scope="module", params=["gamma_simpo", pytest.param("beta_dpo", marks=pytest.mark.slow)])
 def straight(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Run]:
     """A run that nobody stopped."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -143,7 +141,7 @@ def straight(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 
 @pytest.mark.parametrize("mode", [(), WINDOW], ids=["microbatch", "window"])
-@pytest.mark.parametrize("after", [2, 4])
+@pytest.mark.parametrize("after", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_state(
     straight: tuple[str, str, Run], after: int, mode: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
