@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import marginkit as mk
 from marginkit.assembly import build_loss
@@ -48,8 +49,8 @@ def test_a_shared_option_that_is_not_there_is_refused() -> None:
     """It names what is missing and where it would come from."""
     message = message_of(lambda: build_loss(load_recipe("amapo"), {"reward": {"name": "log_odds"}}))
     assert message == (
-        "target.beta: marginkit.core.adaptive:amapo takes the beta of the reward, "
-        "but marginkit.core.rewards:log_odds has none; use a reward that has one, or give target.beta"
+        "target.beta: marginkit.core.adaptive:amapo takes the beta of the reward, but none is given to "
+        "marginkit.core.rewards:log_odds; give reward.beta if it has one, or target.beta"
     )
     given = {"reward": {"name": "log_odds"}, "target": {"name": "amapo", "beta": 1.0}}
     assert build_loss(load_recipe("orpo"), given).target_options == {"beta": 1.0}
@@ -177,3 +178,21 @@ def test_compose_holds_options_to_their_ranges() -> None:
         mk.compose("implicit", "none", "logistic", beta=0.1, sft_weight=1.0, sft_per="sequences")
     with pytest.raises(BadInput, match="sft_weight must be >= 0"):
         mk.compose("implicit", "none", "logistic", beta=0.1, sft_weight=-1.0)
+
+
+def test_compose_does_not_guess_which_of_two_is_meant() -> None:
+    """A beta of the reward and another of the objective are two things; the one that AMaPO shares is one."""
+    message = message_of(lambda: mk.compose("implicit", "none", "calibrated", beta=0.001, kappa=0.5))
+    assert message.startswith("compose(beta=...): reward implicit and objective calibrated both have it")
+    own = mk.compose("implicit", "none", "calibrated", beta=1.0, kappa=0.5, objective_options={"beta": 0.001})
+    recipe = mk.recipe("cal_dpo", beta=0.001, kappa=0.5)
+    logp, ref = torch.tensor([[-40.0, -66.0]]), torch.tensor([[-42.0, -60.0]])
+    scores = mk.PairScores(logp=logp, ref_logp=ref)
+    assert own(scores).item() == recipe(scores).item()
+    assert mk.compose("per_token", "amapo", "logistic", beta=2.0).target_options["beta"] == 2.0
+
+
+def test_a_tie_is_a_bool() -> None:
+    """~1 is -2, which counts: an integer tie would be trained as a win."""
+    with pytest.raises(BadInput, match=r"PairScores.tie is torch.int64, expected torch.bool"):
+        mk.PairScores(head=torch.zeros(2, 2), tie=torch.tensor([0, 1]))

@@ -64,6 +64,11 @@ def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval
         "disable_tqdm": True,
         "label_names": [],
     }
+    if train.load_best_model_at_end and has_eval and train.eval_strategy != train.save_strategy != "best":
+        raise BadInput(
+            f"train.load_best_model_at_end: needs train.save_strategy={train.eval_strategy}, as often as it evaluates; "
+            f"got {train.save_strategy}"
+        )
     clash = sorted(set(train.extra) & (set(fixed) | set(given)))
     if clash:
         raise BadInput(f"train.extra.{clash[0]}: set by marginkit; use train.{clash[0]} where there is such a key")

@@ -124,6 +124,9 @@ def compose(
     sft_weight: float = 0.0,
     sft_per: Literal["token", "sequence"] = "token",
     seed: int = 0,
+    reward_options: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
+    objective_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Loss:
     """A loss from any reward, target and objective that go together: the table of methods, cell by cell.
@@ -136,8 +139,11 @@ def compose(
         sft_weight: weight of the NLL of the chosen response, added to the loss of its pair.
         sft_per: token or sequence.
         seed: of all chance.
-        **options: parameters of the three functions by their own names; one that several have goes to each of them
-            (the beta of a reward and of the target that needs to know it).
+        reward_options: parameters of the reward alone.
+        target_options: of the target alone.
+        objective_options: of the objective alone.
+        **options: parameters of the three functions by their own names. One that two of them have has to be given by
+            part, unless the catalogue says that it is the same thing (the beta that AMaPO's margin has to know).
 
     Returns:
         A callable like that of `recipe`.
@@ -153,26 +159,36 @@ def compose(
     from marginkit.core.loss import Loss
 
     made: dict[str, Any] = {}
-    used: set[str] = set()
-    for part, given in zip(PARTS, (reward, target, objective), strict=True):
+    used: dict[str, str] = {}
+    own_options = (reward_options, target_options, objective_options)
+    for part, given, own in zip(PARTS, (reward, target, objective), own_options, strict=True):
         if given is None:
+            if part != "target":
+                raise BadInput(f"{part} is missing: a function declared with @{part}(...), or its name")
             made |= {part: None, f"{part}_options": {}}
             continue
         label = given if isinstance(given, str) else getattr(given, "__name__", repr(given))
         function = _declared(function_named(part, given, f"{part}."), part) if isinstance(given, str) else given
         if getattr(getattr(function, "part", None), "kind", None) != part:
             raise BadInput(f"{part}: {label} is not declared with @{part}(...)")
-        checks = known_part(part, f"{function.__module__}:{function.__name__}")[0]
+        checks, shares = known_part(part, f"{function.__module__}:{function.__name__}")
+        known = _parameters(function)
+        chosen = {option: value for option, value in options.items() if option in known} | dict(own or {})
+        for option in chosen.keys() & used.keys() - (own or {}).keys():
+            if option not in shares:
+                raise BadInput(
+                    f"compose({option}=...): {used[option]} and {part} {label} both have it; "
+                    f"say which with {part}_options={{{option!r}: ...}}"
+                )
         values = {
             option: checks[option].check(option, value) if option in checks else value
-            for option, value in options.items()
-            if option in _parameters(function)
+            for option, value in chosen.items()
         }
         _check_parameters(function, part, label, values)
         made |= {part: function, f"{part}_options": values}
-        used |= set(values)
+        used |= {option: f"{part} {label}" for option in values if option in options}
     for option in options:
         if option not in used:
-            known = [word for part in PARTS if made[part] is not None for word in _parameters(made[part])]
-            raise BadInput(f"compose({option}=...): no part has such an option{did_you_mean(option, known)}")
+            words = [word for part in PARTS if made[part] is not None for word in _parameters(made[part])]
+            raise BadInput(f"compose({option}=...): no part has such an option{did_you_mean(option, words)}")
     return Loss(name=name, seed=seed, sft_weight=sft_weight, sft_per=sft_per, **made)

@@ -69,4 +69,5 @@ class LogFile(TrainerCallback):
         """Write one line."""
         if state.is_world_process_zero and logs:
             with self.path.open("a", encoding="utf-8") as sink:
-                sink.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                plain = {name: None if value != value else value for name, value in logs.items()}  # JSON has no NaN
+                sink.write(json.dumps({"step": state.global_step, **plain}) + "\n")

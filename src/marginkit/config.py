@@ -300,9 +300,10 @@ def _check_kind(config: RunConfig) -> None:
     control, kind = config.train.control, config.kind
     if control is not None and load_recipe(control).kind != kind:
         fits = {"policy": "dpo", "reward_model": "bt"}.get(kind)
-        fix = f"use train.control={fits}" if fits else "leave it out"
+        fix = f"use train.control={fits}" if fits and fits != config.recipe else "leave it out"
         raise BadInput(f"train.control={control}: recipe {config.recipe} trains a {kind.replace('_', ' ')}; {fix}")
-    if control == config.recipe:
+    replaced = any("name" in getattr(config, part) for part in PARTS)
+    if control == config.recipe and not replaced:
         raise BadInput(f"train.control={control}: the recipe is its own control; leave it out")
     if config.model.quantization is not None and config.model.lora is None:
         raise BadInput("model.quantization: quantised weights are not trained; add model.lora.r=16")

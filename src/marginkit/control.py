@@ -7,7 +7,7 @@ from typing import Any
 
 from marginkit.assembly import build_loss
 from marginkit.config import RunConfig
-from marginkit.registry import load_recipe, resolve_options
+from marginkit.registry import SFT_OPTIONS, arguments, load_recipe
 
 
 def twin_of(config: RunConfig, control: str, out: Path) -> RunConfig:
@@ -22,13 +22,15 @@ def twin_of(config: RunConfig, control: str, out: Path) -> RunConfig:
         recipe=control,
         reward=_reward_of_control(config, control),
         target={},
-        objective={},
+        objective={name: value for name, value in config.objective.items() if name in SFT_OPTIONS},
         train=config.train.model_copy(update={"control": None}),
         out=str(out),
     )
     loss = build_loss(twin.spec, twin.options())
     if "rm_head" not in loss.needs:
         twin = twin.with_(model=twin.model.model_copy(update={"reward_model": None}))
+    if "ref_logp" not in loss.needs:
+        twin = twin.with_(model=twin.model.model_copy(update={"reference": None}))
     if not loss.coupled:
         idle = {"population": None, "population_window": None}
         twin = twin.with_(train=twin.train.model_copy(update=idle))
@@ -40,10 +42,8 @@ def _reward_of_control(config: RunConfig, control: str) -> dict[str, Any]:
 
     Where the control has another reward, on another scale, it keeps its own defaults.
     """
-    if "name" in config.reward:
-        return config.reward
-    own, options = resolve_options(config.spec, "reward", config.reward)
+    function, values = arguments(config.spec, config.options())["reward"]
     other = load_recipe(control).reward
-    if other.function != own:
-        return {}
-    return {name: value for name, value in options.items() if name in other.options}
+    if other.function == function:
+        return {name: values[other.parameter(name)] for name in other.options if other.parameter(name) in values}
+    return {"name": function, **values} if "name" in config.reward else {}

@@ -331,8 +331,8 @@ def arguments(spec: Recipe, given: Mapping[str, Mapping[str, Any]]) -> dict[str,
                 continue
             if word not in found[other][1]:
                 raise BadInput(
-                    f"{part}.{parameter}: {function} takes the {word} of the {other}, but {found[other][0]} has none; "
-                    f"use a {other} that has one, or give {part}.{parameter}"
+                    f"{part}.{parameter}: {function} takes the {word} of the {other}, but none is given to "
+                    f"{found[other][0]}; give {other}.{word} if it has one, or {part}.{parameter}"
                 )
             values[parameter] = found[other][1][word]
     return found

@@ -34,12 +34,12 @@ from marginkit.models.loading import (
     without_dropout,
 )
 from marginkit.models.scorer import probe
-from marginkit.neighbours import check_population
 from marginkit.preparing import Splits, prepare, ready
 from marginkit.progress import progress
 from marginkit.records import Estimate, content_text
 from marginkit.reference import join_reference
-from marginkit.reward_scores import check_reward_model, join_reward_scores
+from marginkit.requirements import check_model
+from marginkit.reward_scores import join_reward_scores
 from marginkit.rundir import check_data, last_checkpoint, open_run, run_folder, write_manifest, write_whole
 from marginkit.scoring import choose_precision, score_tables
 from marginkit.tables import Scores
@@ -126,7 +126,8 @@ def train(
         start = starting_model(config, splits, out, state)
         run = fit(config, splits, out, start, state)
     except BadInput:
-        if new and state.is_main_process and last_checkpoint(out) is None:
+        began = (out / "log.jsonl").exists() or (out / "model").exists()
+        if new and state.is_main_process and not began and last_checkpoint(out) is None:
             shutil.rmtree(out)  # made a moment ago for a run that never began
         raise
     if config.train.control is None:
@@ -142,39 +143,6 @@ def train(
     if run.metrics is not None:
         differences = compare(out / "tables", control_out / "tables")
     return Run(out, config, run.checkpoint, run.metrics, control, differences, run.seconds + control.seconds)
-
-
-def check_model(config: RunConfig) -> None:
-    """Refuse what is known to go wrong, before data and model are read.
-
-    Raises:
-        BadInput: no model, bfloat16 weights with a learning rate that would round away, or no reward model where the
-            recipe needs its scores.
-    """
-    model, train = config.model, config.train
-    if model.path is None:
-        raise BadInput("model.path is missing: a folder, a hub name, or model.path=fresh for a small random model")
-    if (Path(model.path) / "config.yaml").is_file():
-        raise BadInput(f"model.path={model.path}: is a run; its model is {Path(model.path) / 'model'}")
-    if config.out is not None and Path(config.out).exists() and not Path(config.out).is_dir():
-        raise BadInput(f"out={config.out}: is a file; name a folder")
-    half = model.dtype in ("bfloat16", "float16") and model.lora is None
-    if half and train.learning_rate < 1e-5 and not train.force:
-        raise BadInput(
-            f"model.dtype={model.dtype} with train.learning_rate={train.learning_rate:g}: most updates would round "
-            "away; keep float32 weights (autocast still computes in bfloat16), use model.lora, or set train.force=true"
-        )
-    loss = build_loss(config.spec, config.options())
-    if model.reference is not None and "ref_logp" not in loss.needs:
-        raise BadInput(f"model.reference={model.reference}: recipe {config.recipe} has no reference; leave it out")
-    check_population(loss, train.population, train.population_window)
-    asks, needs = config, loss.needs
-    if train.control is not None:
-        twin = twin_of(config, train.control, Path("control"))
-        theirs = build_loss(twin.spec, twin.options()).needs
-        if "rm_head" in theirs:  # the reward model may be there for the control alone
-            asks, needs = twin, theirs
-    check_reward_model(asks, needs)
 
 
 def starting_model(config: RunConfig, splits: Splits, out: Path, state: PartialState) -> ModelConfig:
@@ -236,7 +204,8 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     arguments = training_arguments(config, out, precision=precision.name, has_eval="eval" in encoded)
     per = config.train.per or ("prompt" if splits.all_pairs and loss.per == "pair" else "pair")
     if state.is_main_process:
-        write_manifest(out, config, splits, reports, extra | {"batches": words, "per": per})
+        counted = "response" if loss.per == "response" and per == "pair" else per
+        write_manifest(out, config, splits, reports, extra | {"batches": words, "per": counted})
     trainer = MarginTrainer(
         model,
         loss,
@@ -246,7 +215,7 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         encoded.get("eval"),
         tokenizer,
         per=per,
-        population=check_population(loss, config.train.population, config.train.population_window),
+        population=(config.train.population if loss.coupled else None) or "microbatch",
         population_window=config.train.population_window or 1024,
         log_file=out / "log.jsonl",
     )
@@ -292,6 +261,9 @@ def _judge(config: RunConfig, out: Path, splits: Splits) -> Evaluation | None:
         return None
     scores = score(out, held)
     scores.save(out / "tables")
+    if config.kind != "sft" and not scores.pairs.num_rows:
+        log.info("no pairs in the held-out data: nothing is judged (the scores are in %s)", out / "tables")
+        return None
     return evaluate(scores)
 
 
@@ -339,9 +311,7 @@ def score(
     folder = run.path if isinstance(run, Run) else Path(run)
     config, model_config, start = _what_to_score(folder, recipe, reference)
     if config.kind != "sft" and not any(len(group.pairs) for group in groups):
-        groups = ready(groups, config)
-        if not len(groups):
-            raise BadInput("no pairs to score: the groups have no pairs and no grades to make them from")
+        groups = ready(groups, config, keep_all=True)
     tokenizer = load_tokenizer(str(model_config.tokenizer or model_config.path), revision=model_config.revision)
     if tokenizer.pad_token_id is None:  # where there is one, the model reads its reward as it was trained to
         prepare_padding(tokenizer, config.kind)

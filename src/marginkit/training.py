@@ -297,8 +297,9 @@ class MarginTrainer(Trainer):
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
                     scores = model(batch=batch)
+                found = self._rows(scores, batch)  # a filler too: what is gathered over ranks takes all of them
                 if batch["real"]:
-                    rows |= self._rows(scores, batch)
+                    rows |= found
         if self.args.world_size > 1:
             rows = {number: row for part in gather_object([rows]) for number, row in part.items()}
         table = {

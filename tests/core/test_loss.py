@@ -559,16 +559,17 @@ def absolute(rewards: Rewards, target: Target) -> Tensor:
 
 
 def test_a_loss_per_response_takes_a_target_per_response() -> None:
-    """Responses without a grade do not count; where none has one it is refused."""
+    """Responses without a grade do not count; without a column of grades it is refused."""
     loss = mk.compose("head", "grade_value", absolute, scale=0.5)
     nan = float("nan")
     scores = SequenceScores(head=torch.tensor([1.0, 5.0, 2.0]), grade=torch.tensor([4.0, nan, 2.0]))
     assert loss(scores).tolist() == [1.0, 0.0, 1.0]
     assert loss.kept(scores.labels, 3).tolist() == [True, False, True]
-    with pytest.raises(BadInput, match="none has a grade"):
-        loss(SequenceScores(head=torch.zeros(2), grade=torch.full((2,), nan)))
-    with pytest.raises(BadInput, match="none has a grade"):
+    assert loss(SequenceScores(head=torch.ones(2), grade=torch.full((2,), nan))).tolist() == [0.0, 0.0]
+    with pytest.raises(BadInput, match="needs `grade`"):
         loss(SequenceScores(head=torch.zeros(2)))
+    with pytest.raises(BadInput, match="is a loss per response; give it SequenceScores"):
+        loss(PairScores(head=torch.zeros(2, 2)))
 
 
 def test_every_declared_target_is_in_a_loss_here() -> None:

@@ -414,7 +414,6 @@ def test_a_pair_without_evidence_is_refused(columns: dict[str, object]) -> None:
         {"target_gap": [1.0, 2.0]},
         {"utility": [[1.0, 0.0], [2.0, 0.0]]},
         {"prob": [0.8, NAN], "utility": [[1.0, 0.0], [2.0, 0.0]]},
-        {"prob": [0.8, 0.7], "grade": [[4.0, 1.0], [3.0, 2.0]]},
     ],
 )
 def test_a_gamma_that_no_pair_would_use_is_refused(columns: dict[str, object]) -> None:
@@ -426,8 +425,14 @@ def test_a_gamma_that_no_pair_would_use_is_refused(columns: dict[str, object]) -
 def test_a_gamma_beside_native_evidence_and_marked_ties_is_refused() -> None:
     """A marked tie needs no gamma either."""
     tie = torch.tensor([False, True])
-    scores = head_scores(f64([0.0, 0.0]), prob=f64([0.8, NAN]), grade=f64([[4.0, 1.0], [2.0, 2.0]]), tie=tie)
+    scores = head_scores(f64([0.0, 0.0]), prob=f64([0.8, NAN]), tie=tie)
     assert message_of(mk.recipe("mmpo_rm", gamma=0.3), scores) == f"mmpo_rm: {IDLE_GAMMA}"
+
+
+def test_a_gamma_that_this_batch_does_not_use_may_be_used_by_the_next() -> None:
+    """Where there are grades beside, a batch whose pairs all have a probability is chance, not a mistake."""
+    scores = head_scores(f64([0.0, 0.0]), prob=f64([0.8, 0.7]), grade=f64([[4.0, 1.0], [3.0, 2.0]]))
+    assert torch.isfinite(mk.recipe("mmpo_rm", gamma=0.3)(scores)).all()
 
 
 def test_a_gamma_that_one_pair_uses_is_accepted() -> None:

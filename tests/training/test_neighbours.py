@@ -122,6 +122,35 @@ def test_with_a_window_two_ranks_give_what_one_gives(recipe: str, tmp_path: Path
             assert torch.allclose(kept.double(), value["state"][name].double(), atol=1e-5), name
 
 
+def evaluated(folder: str) -> dict[str, float]:
+    """Metrics of five groups, one a pass, so that a rank has a filler."""
+    config = tiny.configured("gamma_simpo", *COUPLED["gamma_simpo"], "train.tokens_per_micro_batch=1")
+    data = groups(5)
+    metrics = tiny.trainer(tiny.model("llama"), config, data, Path(folder), held=data).evaluate()
+    return {name: value for name, value in metrics.items() if isinstance(value, float)}
+
+
+def test_a_rank_without_pairs_of_its_own_takes_part_in_evaluation(tmp_path: Path) -> None:
+    """What is gathered is gathered from all: a filler has to come, with nothing."""
+    for rank in tiny.on_ranks(evaluated, tmp_path / "r", str(tmp_path / "two")):
+        assert "error" not in rank, rank
+        assert rank["value"]["eval_loss"] > 0
+
+
+def test_rounding_is_no_spread(tmp_path: Path) -> None:
+    """A step at rate 0 leaves gaps of rounding; the margins of the next are not measured against them."""
+    data = tiny.encode(tiny.graded_groups(12, seed=3), tiny.tokenizer())
+    data = data.with_ref_logp(tiny.logps(tiny.model("llama"), data))
+    config = tiny.configured(
+        "alpha_dpo", "train.warmup_steps=2", "train.max_steps=5", "train.prompts_per_step=4", "train.population=window"
+    )
+    trainer = tiny.trainer(tiny.model("llama"), config, data, tmp_path)
+    trainer.train()
+    margins = [entry["target/margin"] for entry in trainer.state.log_history if "target/margin" in entry]
+    assert margins[:2] == [4.0, 4.0]
+    assert all(abs(margin - 4.0) < 40.0 for margin in margins), margins
+
+
 def test_as_released_the_population_is_that_of_all_ranks(tmp_path: Path) -> None:
     """Every rank keeps the same state, and the pairs of both are in it."""
     ranks = [rank["value"] for rank in tiny.on_ranks(on_rank, tmp_path / "r", "gamma_simpo", [], str(tmp_path / "two"))]

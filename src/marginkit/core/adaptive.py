@@ -19,6 +19,8 @@ from marginkit.core.tensors import Labels, PairScores, Population, Target
 
 _STEPS = 20  # gamma-PO's exponentiated-gradient steps
 _HALVINGS = 40  # of a bracket gamma / tau wide: 1e-11 of it
+# a policy that is its reference has gaps of rounding only: nats of a sum of log-probabilities, and of their mean
+_NOISE, _NOISE_A_TOKEN = 1e-3, 1e-5
 _MAX_EXPONENT = 20.0  # AMaPO: exp(20) = 5e8, far beyond the 2.5 standard deviations of its batches of eight
 
 
@@ -188,10 +190,10 @@ def _moments(population: Population, ema: str) -> tuple[Tensor, Tensor] | None:
     return population.gaps.mean(), population.gaps.std()
 
 
-def _z_scores(values: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
-    """(value - mean) / sd, 0 where there is no spread."""
+def _z_scores(values: Tensor, moments: tuple[Tensor, Tensor], *, noise: float) -> Tensor:
+    """(value - mean) / sd, 0 where the spread is no more than the rounding of a forward pass."""
     mean, sd = (moment.to(values) for moment in moments)
-    spread = sd > 16 * torch.finfo(values.dtype).eps * mean.abs()
+    spread = sd > noise
     return torch.where(spread, (values - mean) / torch.where(spread, sd, torch.ones_like(sd)), torch.zeros_like(values))
 
 
@@ -266,7 +268,7 @@ def beta_scale(
 def _gumbel_keys(values: Tensor, chance: Tensor, moments: tuple[Tensor, Tensor]) -> Tensor:
     tiny = torch.finfo(chance.dtype).tiny
     noise = -torch.log((-torch.log(chance.clamp(min=tiny))).clamp(min=tiny))
-    return -0.5 * _z_scores(values, moments) ** 2 + noise
+    return -0.5 * _z_scores(values, moments, noise=_NOISE) ** 2 + noise
 
 
 @target(
@@ -321,7 +323,7 @@ def alpha_margin(
     if moments is None:
         return Target.of(gap, margin=gamma, keep=untied(labels))
     own = implicit_mean(scores, beta=1.0).gap.to(gap.dtype)
-    return Target.of(gap, margin=gamma + alpha * _z_scores(own, moments), keep=untied(labels))
+    return Target.of(gap, margin=gamma + alpha * _z_scores(own, moments, noise=_NOISE_A_TOKEN), keep=untied(labels))
 
 
 @target(makes={"zero", "keep"}, couples="population")

@@ -177,6 +177,8 @@ class Loss:
         if self.target is None:
             return PairLoss(self.objective(rewards, None, **self.objective_options), rewards, None)
         if self.per == "response":
+            if isinstance(scores, PairScores):
+                raise BadInput(f"{self.name} is a loss per response; give it SequenceScores, not pairs")
             target = self.target(scores.labels, rewards.value, population, **self.target_options)
             return PairLoss(self.objective(rewards, target, **self.objective_options), rewards, target)
         if not isinstance(scores, PairScores):
@@ -283,6 +285,8 @@ class Loss:
             return
         if self.target_options.get("gamma") is None or (labels.prob is None and native_gap(labels) is None):
             return
+        if labels.grade is not None or labels.strength is not None:
+            return  # another batch may need it
         native = Labels(prob=labels.prob, target_gap=labels.target_gap, utility=labels.utility, tie=labels.tie)
         try:
             soft_prob(native, gamma=None)

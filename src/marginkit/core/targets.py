@@ -360,7 +360,7 @@ def grade_value(
         Target with every column [R].
 
     Raises:
-        BadInput: no response has a grade.
+        BadInput: there is no column of grades.
 
     Example:
         >>> grade_value(Labels(grade=torch.tensor([4.0, float("nan")])), torch.zeros(2), None, scale=0.5).zero
@@ -369,7 +369,7 @@ def grade_value(
     Source: the regression reward models of HelpSteer, arXiv 2311.09528; code NVIDIA/NeMo-Aligner at af2b3bd (one
     attribute; a missing label is left out of the mean there too).
     """
-    if labels.grade is None or bool(torch.isnan(labels.grade).all()):
-        raise BadInput("a reward that equals the grade needs graded responses; none has a grade")
+    if labels.grade is None:
+        raise BadInput("a reward that equals the grade needs `grade`, one a response (NaN where there is none)")
     known = ~torch.isnan(labels.grade)
     return Target.of(gap, zero=scale * torch.nan_to_num(labels.grade), keep=known)

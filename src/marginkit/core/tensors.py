@@ -141,6 +141,8 @@ class PairScores:
             if got != want:
                 fix = "one value a pair" if name in _PER_PAIR else "columns are chosen, rejected"
                 raise ShapeError(f"PairScores.{name} has shape {list(value.shape)}, expected {list(want)}; {fix}")
+        if self.tie is not None and self.tie.dtype != torch.bool:
+            raise BadInput(f"PairScores.tie is {self.tie.dtype}, expected torch.bool; give tie.bool()")
 
     @property
     def labels(self) -> Labels:
