@@ -38,6 +38,7 @@ fix: $(STAMP)  ## what the linter can repair by itself
 
 bench: $(STAMP)  ## the measurements behind the figures in docs/ (long)
 	$(BIN)/python benchmarks/demo_claims.py
+	$(BIN)/python benchmarks/methods.py
 
 docs: $(STAMP)  ## regenerate the generated pages of docs/
 	$(BIN)/python docs/methods_page.py
