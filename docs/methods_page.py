@@ -54,6 +54,11 @@ method needs, and what its authors report: none of the published results was rep
 with the default options and, below it, its slope, which is what trains: negative pulls the gap up, 0 leaves the pair
 alone, positive pulls the gap down. Both are computed by the code that trains. The lines of Python start from
 `import marginkit as mk`.
+
+`marginkit train NAME` starts from the training settings of the method's authors, optimizer and schedule included, and
+those differ. To compare two methods, train one with `train.control=OTHER`: the other then runs on the same data, from
+the same start and with the same training settings, and the paired difference is printed. How the methods compare on
+equal terms, on small models, is [measured](methods_measured.md).
 """
 
 POLICY_OPTIONS = """## Options that every policy recipe takes
