@@ -10,6 +10,10 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -22,3 +26,23 @@ install_import_hook([f"marginkit.core.{name}" for name in FORMULAS], "beartype.b
 
 settings.register_profile("marginkit", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("marginkit")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many responses models that are not trained were asked to score, batch by batch."""
+    # inside: the import hook above has to come before marginkit
+    import marginkit.frozen_scores
+    import marginkit.scoring
+
+    seen: list[int] = []
+    score_batches = marginkit.scoring.score_batches
+
+    def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for indices, scores in score_batches(*args, **kwargs):
+            seen.append(len(scores.length))
+            yield indices, scores
+
+    monkeypatch.setattr(marginkit.frozen_scores, "score_batches", counted)
+    monkeypatch.setattr(marginkit.scoring, "score_batches", counted)
+    return seen

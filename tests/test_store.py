@@ -200,21 +200,6 @@ def test_a_file_is_read_once_and_again_when_it_changes(tmp_path: Path, monkeypat
 # ------------------------------------------------------------------------------------------- behind a model and a run
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many responses the reference was asked to score, batch by batch."""
-    seen: list[int] = []
-
-    def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        for indices, scores in score_batches(*args, **kwargs):
-            seen.append(len(scores.length))
-            yield indices, scores
-
-    monkeypatch.setattr(marginkit.frozen_scores, "score_batches", counted)
-    monkeypatch.setattr(marginkit.scoring, "score_batches", counted)
-    return seen
-
-
 def test_the_second_time_nothing_is_computed(tmp_path: Path, passes: list[int]) -> None:
     """All scores, then none, then only those of what is new; the model is not even loaded."""
     own, encoded = tiny.model("llama"), tiny.encode(tiny.graded_groups(8))

@@ -10,37 +10,19 @@ from sheets import (
     f64,
     golden,
     log_ratio_gap,
-    random_pairs,
     rm_weight,
     sig,
     sp,
     token_gap,
     with_gaps,
 )
-from torch import Tensor
+from some_pairs import PAIRS, TAU, ZEROS, paid, swapped
 
 import marginkit as mk
 from marginkit.core.scored import madpo_weight, wpo_weight
 from marginkit.core.targets import log_grade_margin
 from marginkit.core.tensors import Labels, PairScores
 from marginkit.errors import BadInput
-
-TAU = math.log(999.0)
-PAIRS = random_pairs()
-AT_START = replace(PAIRS, logp=PAIRS.ref_logp)
-ZEROS = torch.zeros(40, dtype=torch.float64)
-
-
-def paid(recipe: str, scores: PairScores = PAIRS, **options: object) -> Tensor:
-    """The loss of each pair."""
-    return mk.recipe(recipe, **options)(scores)
-
-
-def swapped(scores: PairScores) -> PairScores:
-    """Chosen and rejected change places, in the scores and in the grades."""
-    columns = ("logp", "ref_logp", "length", "rm_head", "log_collision", "grade")
-    return replace(scores, **{name: getattr(scores, name).flip(1) for name in columns})
-
 
 # ------------------------------------------------------------------------------ methods that meet: section by section
 

@@ -6,27 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sheets import close, f64, log_ratio_gap, random_pairs, sig, sp, token_gap
+from sheets import close, f64, log_ratio_gap, sig, sp, token_gap
+from some_pairs import AT_START, PAIRS, TAU, ZEROS, paid, swapped
 from torch import Tensor
 
 import marginkit as mk
-from marginkit.core.tensors import PairScores
-
-TAU = math.log(999.0)
-PAIRS = random_pairs()
-AT_START = replace(PAIRS, logp=PAIRS.ref_logp)
-ZEROS = torch.zeros(40, dtype=torch.float64)
-
-
-def paid(recipe: str, scores: PairScores = PAIRS, **options: object) -> Tensor:
-    """The loss of each pair."""
-    return mk.recipe(recipe, **options)(scores)
-
-
-def swapped(scores: PairScores) -> PairScores:
-    """Chosen and rejected change places, in the scores and in the grades."""
-    columns = ("logp", "ref_logp", "length", "rm_head", "log_collision", "grade")
-    return replace(scores, **{name: getattr(scores, name).flip(1) for name in columns})
 
 
 def test_at_the_start_every_loss_is_the_constant_that_the_sheet_gives() -> None:

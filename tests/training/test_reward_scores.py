@@ -28,7 +28,6 @@ from marginkit.groups import Groups
 from marginkit.models.loading import fresh_tokenizer, load_tokenizer
 from marginkit.reward_scores import join_reward_scores
 from marginkit.run import score, train
-from marginkit.scoring import score_batches
 from marginkit.store import ScoreStore
 
 GROUPS = tiny.world(train=10, dev=4, test=4)
@@ -61,20 +60,6 @@ def rm(folder: Path) -> Path:
 def policy(folder: Path) -> str:
     """A policy to start from."""
     return tiny.save(folder / "policy", "llama")
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many responses frozen models were asked to score, batch by batch."""
-    seen: list[int] = []
-
-    def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        for indices, scores in score_batches(*args, **kwargs):
-            seen.append(len(scores.length))
-            yield indices, scores
-
-    monkeypatch.setattr(marginkit.frozen_scores, "score_batches", counted)
-    return seen
 
 
 def asking(model: Path | str, folder: Path, *more: str) -> RunConfig:
