@@ -22,6 +22,8 @@ from inputs import (
 from torch import Tensor
 
 import marginkit as mk
+from marginkit.assembly import build_loss
+from marginkit.config import resolve
 from marginkit.core.loss import Loss
 from marginkit.core.memory import MEMORIES, Memory, Moments, Queue, Seen, Window
 from marginkit.core.parts import objective, reward, target
@@ -588,3 +590,28 @@ def test_a_left_out_pair_gives_no_gradient_where_the_objective_overflows() -> No
     assert torch.isfinite(logp.grad).all()
     assert logp.grad[1].tolist() == [0.0, 0.0]
     assert logp.grad[0].abs().max() > 0
+
+
+# ------------------------------------------------------------------------------------------- one definition, three ways
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_recipe_is_its_three_parts_put_together_by_hand_and_by_a_run(name: str) -> None:
+    """`mk.recipe`, `mk.compose` and what `marginkit train` builds give the same losses."""
+    recipe = built(name)
+    parts = {"reward": recipe.reward, "target": recipe.target, "objective": recipe.objective}
+    options = {f"{part}_options": getattr(recipe, f"{part}_options") for part in parts}
+    composed = mk.compose(**parts, **options, sft_weight=recipe.sft_weight, sft_per=recipe.sft_per)
+    spec = BY_NAME[name]
+    given = [f"{spec.options()[word][0]}.{word}={value}" for word, value in recipe_options(spec).items()]
+    config = resolve(name, given)
+    trained = build_loss(config.spec, config.options())
+    for seed in (1, 2):
+        if recipe.per == "response":
+            grade = some_labels("grade", num=6, per="response").grade
+            scores: Any = replace(some_scores(*recipe.needs, seed=seed), grade=grade)
+        else:
+            scores = replace(batch(seed), chance=draw(6, seed=seed, low=0.1, high=0.9))
+        expected = recipe(scores)
+        assert torch.equal(composed(scores), expected)
+        assert torch.equal(trained(scores), expected)
