@@ -22,6 +22,7 @@ from marginkit.errors import BadInput
 from marginkit.listing import (
     command,
     facts,
+    first_command,
     in_python,
     kind_of,
     needs_short,
@@ -155,6 +156,10 @@ def check(spec: Recipe) -> None:
     ]
     for name, (part, option) in spec.options().items():
         missing += [f"{words} of {part}.{name}" for words in ("help", "source") if not getattr(option, words).strip()]
+        if option.type in ("float", "int") and option.range_text() == "any":
+            missing.append(f"the range of {part}.{name}")
+    if not spec.deviations:
+        missing.append("where we deviate (`deviations`)")
     if missing:
         raise Incomplete(f"recipe {spec.name}: {', '.join(missing)} is missing")
 
@@ -227,7 +232,8 @@ def section(spec: Recipe, picture: Picture) -> list[str]:
             lines.append(f"- **{topic}**: {sentences[0]}")
         else:
             lines += [f"- **{topic}**:", *(f"  - {sentence}" for sentence in sentences)]
-    lines += ["", "```", command(spec), "```", "", "```python", in_python(spec), "```", ""]
+    commands = [words for words in (first_command(spec), command(spec)) if words is not None]
+    lines += ["", "```", *commands, "```", "", "```python", in_python(spec), "```", ""]
     lines += [f"![Loss and slope of {spec.name}](methods/{spec.name}.svg)", ""]
     return lines + [f"*{prose(picture.note)}*", ""] * bool(picture.note)
 
@@ -307,8 +313,8 @@ def page(specs: Sequence[Recipe], drawn: dict[str, Picture]) -> str:
 
 def main(specs: Sequence[Recipe] | None = None, folder: Path = DOCS) -> int:
     """Write the page and the pictures; 0, or 1 with one line on stderr."""
-    specs = [load_recipe(name) for name in recipe_names()] if specs is None else specs
     try:
+        specs = [load_recipe(name) for name in recipe_names()] if specs is None else specs
         for spec in specs:
             check(spec)
         drawn = pictures(specs)

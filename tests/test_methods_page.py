@@ -256,7 +256,7 @@ def test_the_line_in_python_and_the_command_make_the_same_loss() -> None:
         names: dict[str, Any] = {"mk": mk}
         exec(in_python(spec), names)
         config = resolve(name, command(spec).split()[3:])
-        assert names["loss"] == build_loss(config.spec, config.options())
+        assert repr(names["loss"]) == repr(build_loss(config.spec, config.options()))
 
 
 def test_a_slope_is_the_derivative_where_the_target_stands_still(drawn: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Parts of a recipe put in place by a user: another function by its name, what it shares, the SFT term, the seed."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,3 +197,23 @@ def test_a_tie_is_a_bool() -> None:
     """~1 is -2, which counts: an integer tie would be trained as a win."""
     with pytest.raises(BadInput, match=r"PairScores.tie is torch.int64, expected torch.bool"):
         mk.PairScores(head=torch.zeros(2, 2), tie=torch.tensor([0, 1]))
+
+
+def test_an_option_of_a_users_own_function_is_held_to_its_annotation(tmp_path: Path) -> None:
+    """One line, before anything is loaded; not a TypeError in the first step."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from marginkit.core.parts import objective\n\n@objective()\n"
+        "def mine(rewards, target, *, room: float = 1.0, name: str | None = None):\n    return room - rewards.gap\n"
+    )
+    message = message_of(lambda: build_loss(load_recipe("dpo"), {"objective": {"name": f"{path}:mine", "room": "abc"}}))
+    assert message == f"objective.room: {path}:mine takes float, got 'abc'"
+    assert message_of(lambda: build_loss(load_recipe("dpo"), {"objective": {"name": f"{path}:mine", "name_": 1}}))
+    assert build_loss(load_recipe("dpo"), {"objective": {"name": f"{path}:mine", "room": 2}}).objective_options == {
+        "room": 2
+    }
+
+
+def test_compose_shares_what_a_run_shares() -> None:
+    """IPO by hand: its target knows the reward's beta as tau."""
+    assert mk.compose("implicit", "regularised", "squared", beta=0.3).target_options == {"tau": 0.3}

@@ -75,11 +75,37 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
     return {found.name: found.default for found in parameters if found.kind is found.KEYWORD_ONLY}
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "float": (float, int),
+    "int": (int,),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+}
+
+
+def _words(annotation: Any) -> str:
+    """An annotation as it stands in the source."""
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is what a plain annotation (float, int | None ...) says; true for what is not plain."""
+    words = [word.strip() for word in _words(annotation).split("|")]
+    if not all(word in _TYPES for word in words):
+        return True
+    kinds = {kind for word in words for kind in _TYPES[word]}
+    return type(value) in kinds
+
+
 def _check_parameters(function: Callable[..., Any], part: str, name: str, values: Mapping[str, Any]) -> None:
     known = _parameters(function)
-    for option in values:
+    annotations = {found.name: found.annotation for found in inspect.signature(function).parameters.values()}
+    for option, value in values.items():
         if option not in known:
             raise BadInput(f"{part}.{option}: {name} has no such option{did_you_mean(option, known)}")
+        if not _fits(value, annotations[option]):
+            raise BadInput(f"{part}.{option}: {name} takes {_words(annotations[option])}, got {value!r}")
     for option, default in known.items():
         if default is inspect.Parameter.empty and option not in values:
             raise BadInput(f"{part}.{option}: {name} needs it, and it was not given")
@@ -180,6 +206,9 @@ def compose(
                     f"compose({option}=...): {used[option]} and {part} {label} both have it; "
                     f"say which with {part}_options={{{option!r}: ...}}"
                 )
+        for option, (other, word) in shares.items():
+            if option not in chosen and word in made.get(f"{other}_options", {}):
+                chosen[option] = made[f"{other}_options"][word]
         values = {
             option: checks[option].check(option, value) if option in checks else value
             for option, value in chosen.items()

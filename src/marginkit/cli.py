@@ -241,11 +241,12 @@ def list_recipes(
 
 
 def _one_recipe(spec: Recipe) -> None:
-    from marginkit.listing import command, facts, in_python, kind_of, option_rows, parts_line
+    from marginkit.listing import command, facts, first_command, in_python, kind_of, option_rows, parts_line
 
     _print(f"{spec.name} ({kind_of(spec)}, version {spec.version}): {spec.summary}")
     lines = [("loss", spec.formula), ("parts", parts_line(spec)), *facts(spec)]
-    lines += [("train", command(spec)), ("python", in_python(spec))]
+    commands = [words for words in (first_command(spec), command(spec)) if words is not None]
+    lines += [*(("train", words) for words in commands), ("python", in_python(spec))]
     for topic, sentence in lines:
         _print(f"{topic:<14} {sentence}")
     rows = list(option_rows(spec))

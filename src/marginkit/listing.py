@@ -229,6 +229,13 @@ def _value(value: Any) -> str:
 # -- how to use it
 
 
+def first_command(spec: Recipe) -> str | None:
+    """The command that trains the reward model a recipe needs; None where it needs none."""
+    if "rm_head" not in needs_of(spec):
+        return None
+    return f"marginkit train bt model.path={MODEL} data.train={DATA} out={REWARD_MODEL}"
+
+
 def command(spec: Recipe) -> str:
     """The command that trains it."""
     words = ["marginkit train", spec.name, f"model.path={MODEL}", f"data.train={DATA}"]

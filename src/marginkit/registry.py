@@ -38,7 +38,7 @@ class Option(_Frozen):
     choices: tuple[str, ...] = ()
     unit: str = ""
     help: str
-    source: str = "ours"
+    source: str = ""  # where the default comes from; "ours" where no paper or code has one
     parameter: str | None = None  # of the function, where its name is not the paper's
 
     def range_text(self) -> str:
@@ -198,10 +198,10 @@ def load_recipe(name: str) -> Recipe:
 
 SFT_OPTIONS = {
     "sft_weight": Option(
-        type="float", default=0.0, ge=0, unit="1", help="weight of the NLL of the chosen response, added to the loss"
+        type="float", default=0.0, ge=0, unit="1", source="ours", help="weight of the NLL of the chosen response, added"
     ),
     "sft_per": Option(
-        type="str", default="token", choices=("token", "sequence"), help="that NLL as a mean over tokens, or summed"
+        type="str", default="token", choices=("token", "sequence"), source="TRL", help="that NLL a token, or summed"
     ),
 }
 

@@ -33,14 +33,14 @@ def check_model(config: RunConfig) -> None:
             "away; keep float32 weights (autocast still computes in bfloat16), use model.lora, or set train.force=true"
         )
     loss = build_loss(config.spec, config.options())
-    asks, needs, coupled = config, loss.needs, loss
+    needs, looks_around, reads_rewards = loss.needs, loss, config
     if train.control is not None:  # a key may be there for the control alone
         twin = twin_of(config, train.control, Path("control"))
         other = build_loss(twin.spec, twin.options())
         needs |= other.needs
-        asks = twin if "rm_head" in other.needs else asks
-        coupled = other if other.coupled else loss
+        reads_rewards = twin if "rm_head" in other.needs else config
+        looks_around = other if other.coupled else loss
     if model.reference is not None and "ref_logp" not in needs:
         raise BadInput(f"model.reference={model.reference}: recipe {config.recipe} has no reference; leave it out")
-    check_population(coupled, train.population, train.population_window)
-    check_reward_model(asks, needs)
+    check_population(looks_around, train.population, train.population_window)
+    check_reward_model(reads_rewards, needs)

@@ -57,7 +57,7 @@ def quick(*recipes: str) -> list[Any]:
 
 @pytest.mark.parametrize("recipe", quick("gamma_simpo", "beta_dpo"))
 def test_with_a_window_the_layout_of_a_step_changes_nothing(recipe: str, tmp_path: Path) -> None:
-    """8x1 == 1x8 == token bins: losses 1e-6, gradients 1e-5, state 1e-6; and the window has an effect."""
+    """8x1 == 1x8 == token bins: losses 1e-6, gradients and state 1e-5; and the window has an effect."""
     whole = fit(recipe, (*LAYOUTS["8x1"], *WINDOW), tmp_path / "whole")
     assert len(whole.losses) == 4
     for name, layout in LAYOUTS.items():
@@ -68,9 +68,9 @@ def test_with_a_window_the_layout_of_a_step_changes_nothing(recipe: str, tmp_pat
         for key, value in whole.recipe.state_dict().items():
             assert torch.allclose(value.double(), other.recipe.state_dict()[key].double(), atol=1e-5), (name, key)
     assert 0 < len(whole.recipe.state_dict()["rewards"]) <= 40
-    longer = fit(recipe, (*LAYOUTS["8x1"], "train.population=window", "train.population_window=2"), tmp_path / "short")
-    assert longer.losses[0] == pytest.approx(whole.losses[0], abs=1e-6), "the first step has seen nothing yet"
-    assert longer.losses[1:] != pytest.approx(whole.losses[1:], abs=1e-6), "the window is looked at"
+    short = fit(recipe, (*LAYOUTS["8x1"], "train.population=window", "train.population_window=2"), tmp_path / "short")
+    assert short.losses[0] == pytest.approx(whole.losses[0], abs=1e-6), "the first step has seen nothing yet"
+    assert short.losses[1:] != pytest.approx(whole.losses[1:], abs=1e-6), "the window is looked at"
 
 
 @pytest.mark.parametrize("recipe", ["gamma_simpo", "amapo", "alpha_dpo", "kto_pair"])
@@ -244,3 +244,54 @@ def test_the_state_of_a_run_is_plain_tensors(tmp_path: Path) -> None:
     assert found
     assert set(load_file(found[-1])) == {"passes", "past"}
     assert json.loads((run.path / "manifest.json").read_text())["recipe"]["name"] == "gamma_simpo"
+
+
+def test_beta_dpo_draws_its_share_in_a_window_too(tmp_path: Path) -> None:
+    """Pairs of the window keep the chance they were drawn with; the next ones are drawn against those."""
+    config = tiny.configured(
+        "beta_dpo", "target.a=0", "target.rho=0.4", "train.learning_rate=0", "train.prompts_per_step=6", *WINDOW,
+        "train.num_train_epochs=12", "train.population_window=400",
+    )  # fmt: skip
+    trainer = tiny.trainer(tiny.model("llama"), config, groups(), tmp_path)
+    trainer.train()
+    kept = [entry["target/kept"] for entry in trainer.state.log_history if "target/kept" in entry]
+    assert sum(kept[6:]) / len(kept[6:]) == pytest.approx(0.6, abs=0.08)
+    trainer.sampler.epoch = 0
+    first = trainer._chance(list(groups()))
+    trainer.sampler.epoch = 1
+    assert not torch.equal(first, trainer._chance(list(groups()))), "another epoch draws other pairs"
+
+
+def test_an_evaluation_is_of_all_pairs_whatever_was_drawn(tmp_path: Path) -> None:
+    """The same weights give the same loss in every epoch."""
+    config = tiny.configured("beta_dpo", "target.rho=0.5", "train.prompts_per_step=6")
+    data = groups()
+    trainer = tiny.trainer(tiny.model("llama"), config, data, tmp_path, held=data)
+    trainer.train()
+    first = trainer.evaluate()["eval_loss"]
+    trainer.sampler.epoch = 7
+    assert trainer.evaluate()["eval_loss"] == first
+
+
+def test_with_the_best_weights_comes_the_state_they_were_trained_with(tmp_path: Path) -> None:
+    """`load_best_model_at_end` goes back to a checkpoint: to its population too."""
+    start = tiny.save(tmp_path / "start", "llama")
+    own = [
+        f"model.path={start}", "train.learning_rate=0.3", "train.num_train_epochs=4", "train.prompts_per_step=4",
+        "train.use_cpu=true", "store.use=false", "train.load_best_model_at_end=true", f"out={tmp_path / 'out'}",
+        "train.metric_for_best_model=eval_rewards/chosen", "train.save_total_limit=9",
+    ]  # fmt: skip
+    seen: dict[str, Any] = {}
+
+    class Watched(marginkit.training.MarginTrainer):
+        def _load_best_model(self) -> None:
+            seen["last"] = len(self.recipe.state_dict()["past"])
+            super()._load_best_model()
+            seen["best"], seen["now"] = self.state.best_model_checkpoint, self.recipe.state_dict()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(marginkit.training, "MarginTrainer", Watched)
+        train("gamma_simpo", own, train=tiny.world(train=12, dev=6, test=3))
+    kept = load_file(Path(seen["best"]) / "population.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in seen["now"].items())
+    assert len(kept["past"]) < seen["last"], "the best was not the last, or this shows nothing"

@@ -41,7 +41,7 @@ class PairLoss:
         return weighted if self.sft is None else weighted + self.sft
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Loss:
     """The loss of a recipe, usable inside any training loop.
 
@@ -83,8 +83,8 @@ class Loss:
     sft_weight: float = 0.0
     sft_per: Literal["token", "sequence"] = "token"
     seed: int = 0
-    memory: Memory = field(init=False, repr=False, compare=False)
-    _mode: dict[str, bool] = field(init=False, repr=False, compare=False, default_factory=lambda: {"training": True})
+    memory: Memory = field(init=False, repr=False)
+    training: bool = field(init=False, repr=False, default=True)  # whether calls move the state
 
     def __post_init__(self) -> None:
         check_composition(self.reward, self.target, self.objective, sft_weight=self.sft_weight)
@@ -93,7 +93,7 @@ class Loss:
         if self.sft_per not in ("token", "sequence"):
             raise BadInput(f"{self.name}: sft_per must be token | sequence, got {self.sft_per!r}")
         remembers = "nothing" if self.target is None else self.target.part.remembers
-        object.__setattr__(self, "memory", MEMORIES[remembers](self.seed))
+        self.memory = MEMORIES[remembers](self.seed)
 
     # -- what it is
 
@@ -119,14 +119,9 @@ class Loss:
         """Whether the target looks at a population of other pairs."""
         return self.target is not None and self.target.part.couples == "population"
 
-    @property
-    def training(self) -> bool:
-        """Whether calls move the state."""
-        return self._mode["training"]
-
     def train(self, mode: bool = True) -> Self:
         """Let calls move the state (where gradients are enabled)."""
-        self._mode["training"] = mode
+        self.training = mode
         return self
 
     def eval(self) -> Self:
@@ -171,7 +166,7 @@ class Loss:
         Args:
             scores: what the model says, and the labels.
             population: of other pairs, for recipes that look at them.
-            training: false leaves out what is a device of training (the margin of APLOT).
+            training: false leaves out what is a device of training (the margin of APLOT, the draw of beta-DPO).
         """
         rewards = self.reward(scores, **self.reward_options)
         if self.target is None:
@@ -187,6 +182,9 @@ class Loss:
             target = none(scores.labels, rewards.gap)
         else:
             target = self.target(scores.labels, rewards.gap, population, scores, **self.target_options)
+            if "chance" in self.target.part.needs and not training:  # draws no pairs: an evaluation is of all of them
+                every = none(scores.labels, rewards.gap)
+                target = replace(target, keep=every.keep, weight=every.weight)
         # a left-out pair may lie where an objective overflows, and 0 * inf is NaN in its gradient
         counted = Rewards(torch.where(target.keep[:, None], rewards.value, torch.zeros_like(rewards.value)))
         loss = self.objective(counted, target, **self.objective_options)
@@ -251,9 +249,15 @@ class Loss:
         return torch.where(made.keep, gap, torch.full_like(gap, float("nan")))
 
     def wanted(self, target: Target) -> Tensor:
-        """[P] logits: the gap of least loss under a target; infinite for a hard label that is never satisfied."""
-        if self.objective.part.matches:
+        """[P] logits: the gap of least loss under a target; infinite for a hard label, which is never satisfied.
+
+        NaN for an objective that neither is logistic nor matches a margin: it has no one gap that it wants.
+        """
+        part = self.objective.part
+        if part.matches:
             return target.margin / target.scale
+        if not {"prob", "margin"} <= part.uses:
+            return torch.full_like(target.margin, float("nan"))
         return (torch.logit(target.prob) + target.margin) / target.scale
 
     def _unscored(self, labels: Labels, size: int) -> Target:
@@ -317,5 +321,5 @@ class Loss:
 
     def remember_with(self, memory: Memory) -> Self:
         """Replace the memory, e.g. by a `Window`; returns the same loss."""
-        object.__setattr__(self, "memory", memory)
+        self.memory = memory
         return self

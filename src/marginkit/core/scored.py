@@ -85,7 +85,7 @@ def wpo_weight(
         gap: [P] logits, not used.
         population: not used.
         scores: `logp` and `log_collision` in nats, summed; `length` in tokens.
-        clamp: keep the weight at 1 or less.
+        clamp: keep the weight at 1 or less; without it at e^30 or less.
 
     Returns:
         Target with ties left out.
