@@ -235,3 +235,14 @@ def test_other_bad_input_is_refused():
         noise_floor([0.5], votes=[0])
     with pytest.raises(BadInput, match="finite"):
         fit_temperature([np.inf], [1])
+
+
+def test_the_reconstructed_ece_of_mmpo_is_ours() -> None:
+    """Confidence of the predicted side, ten bins, written out by hand: six chosen-first pairs, two of them wrong."""
+    logits = np.array([2.0, 1.0, -0.5, 0.2, 3.0, -1.0])
+    prob = 1.0 / (1.0 + np.exp(-logits))
+    sigmoid = dict(zip(logits.tolist(), prob.tolist(), strict=True))
+    right, wrong = 1.0 - sigmoid[1.0], 1.0 - sigmoid[-1.0]  # the two that share a bin
+    apart = [1.0 - sigmoid[2.0], 1.0 - sigmoid[-0.5], 1.0 - sigmoid[0.2], 1.0 - sigmoid[3.0], abs(right - wrong)]
+    assert expected_calibration_error(prob, np.ones(6)) == pytest.approx(sum(apart) / 6, abs=1e-12)
+    assert sum(apart) / 6 == pytest.approx(0.2835618811, abs=5e-11)
