@@ -22,9 +22,6 @@ _Paths = Annotated[
 # YAML reads a bare `no` as false
 _SaidNo = BeforeValidator(lambda value: "no" if value is False else value)
 
-# YAML reads a bare `no` as false
-_Yaml = BeforeValidator(lambda value: "no" if value is False else value)
-
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
