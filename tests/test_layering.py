@@ -57,8 +57,14 @@ MODELS_AND_DATA = {
     "batching",
     "progress",
 }
-ALLOWED["scoring"] = ALLOWED["generate"] = MODELS_AND_DATA
-ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "metering", "neighbours"}
+ALLOWED["generate"] = MODELS_AND_DATA
+ALLOWED["passes"] = {"batching", "core", "data.encoded", "models"}
+ALLOWED["scoring"] = MODELS_AND_DATA | {"passes"}
+ALLOWED["cost"] = {"data.encoded", "models", "scoring"}
+ALLOWED["speed"] = set()
+ALLOWED["steps"] = {"batching", "data.encoded"}
+ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "cost", "metering", "neighbours", "passes", "speed", "steps"}
+ALLOWED["setup"] = MODELS_AND_DATA | {"arguments", "assembly", "cost", "preparing", "scoring"}
 ALLOWED["frozen_scores"] = MODELS_AND_DATA | {"scoring"}
 ALLOWED["reference"] = ALLOWED["reward_scores"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy

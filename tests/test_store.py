@@ -19,6 +19,7 @@ import tiny
 from marginkit.config import ModelConfig
 from marginkit.errors import RunFailed
 from marginkit.frozen_scores import kept_scores, score_settings
+from marginkit.models.rungs import choose_rung
 from marginkit.run import train
 from marginkit.scoring import score_batches
 from marginkit.store import ScoreStore, file_fingerprint, folder_fingerprint
@@ -205,7 +206,7 @@ def test_the_second_time_nothing_is_computed(tmp_path: Path, passes: list[int]) 
     own, encoded = tiny.model("llama"), tiny.encode(tiny.graded_groups(8))
     make: dict[str, Any] = {"quantity": "logp", "role": "reference", "pad_id": 0, "tokens": 300, "precision": tiny.CPU}
     with opened(tmp_path) as store:
-        first = kept_scores(own, encoded[:6], store, **make)
+        first = kept_scores(lambda: (own, "rows"), encoded[:6], store, **make)
     responses = [len(group.response_ids) for group in encoded]
     assert sum(passes) == sum(responses[:6])
     assert first == [pytest.approx(row, rel=1e-6) for row in tiny.logps(own, encoded[:6])]
@@ -215,7 +216,7 @@ def test_the_second_time_nothing_is_computed(tmp_path: Path, passes: list[int]) 
         assert again == first
         assert store.added == 0
     with opened(tmp_path) as store:
-        kept_scores(lambda: own, encoded, store, **make)
+        kept_scores(lambda: (own, "rows"), encoded, store, **make)
         assert store.added == sum(passes) == sum(responses[6:])
 
 
@@ -224,9 +225,10 @@ def test_ranks_share_the_work_and_leave_nothing_over(order: tuple[int, ...], tmp
     """Each of three ranks computes its part, also one that starts when others have finished; all can then be read."""
     own, encoded = tiny.model("llama"), tiny.encode(tiny.graded_groups(7))
     make: dict[str, Any] = {"quantity": "logp", "role": "reference", "pad_id": 0, "tokens": 300, "precision": tiny.CPU}
+    assert choose_rung(own, "segments", longest=50) == "segments"
     for rank in order:
         with opened(tmp_path) as store:
-            assert kept_scores(own, encoded, store, **make, share=(rank, 3)) is None
+            assert kept_scores(lambda: (own, "segments"), encoded, store, **make, share=(rank, 3)) is None
             assert store.added == sum(len(group.response_ids) for group in list(encoded)[rank::3])
     with opened(tmp_path) as store:
         whole = kept_scores(lambda: pytest.fail("the model was loaded"), encoded, store, **make)
@@ -286,7 +288,7 @@ def test_other_settings_are_named_and_other_weights_are_another_model(
 
 def test_settings_name_what_decides_a_number() -> None:
     """Weights, quantisation, autocast, device, attention, layout and versions are all in the key."""
-    names = score_settings("logp", ModelConfig(attention="eager"), tiny.CPU)
+    names = score_settings("logp", ModelConfig(attention="eager"), tiny.CPU, "segments")
     assert set(names) == {
         "quantity", "weights", "quantization", "autocast", "device", "attention", "layout", "torch", "transformers",
     }  # fmt: skip

@@ -46,6 +46,7 @@ from marginkit.data.encoding import Encoder
 from marginkit.data.pairing import make_pairs
 from marginkit.groups import Groups
 from marginkit.models.loading import fresh_tokenizer
+from marginkit.models.rungs import choose_rung
 from marginkit.records import Group, Pair, Response
 from marginkit.scoring import Precision, score_batches
 from marginkit.training import MarginTrainer
@@ -329,7 +330,9 @@ def trainer(
     from marginkit.arguments import batch_plan
 
     arguments = training_arguments(config, folder, precision="fp32", has_eval=held is not None)
-    made, _ = batch_plan(config.train, train, world_size=arguments.world_size, seed=config.seed)
+    longest = max(shape.longest for part in (train, held) if part is not None for shape in part.shapes())
+    rung = choose_rung(own, config.train.layout, longest=longest)
+    made, _ = batch_plan(config.train, train, world_size=arguments.world_size, seed=config.seed, packed=rung != "rows")
     return kind(
         own,
         build_loss(config.spec, config.options(), seed=config.seed),
@@ -342,6 +345,7 @@ def trainer(
         population=config.train.population or "microbatch",
         population_window=config.train.population_window or 1024,
         log_file=folder / "log.jsonl",
+        rung=rung,
     )
 
 

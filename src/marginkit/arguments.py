@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers import TrainingArguments
 
 from marginkit.batching import BatchPlan
 from marginkit.config import RunConfig, TrainConfig
-from marginkit.data.encoded import EncodedGroups
+from marginkit.data.encoded import EncodedGroups, Shape
 from marginkit.errors import BadInput
 
 _OWN_KEYS = {
@@ -23,6 +24,7 @@ _OWN_KEYS = {
     "control",
     "disable_dropout",
     "force",
+    "layout",
     "precision",
     "extra",
     "push_to_hub",  # a finished run is pushed with its card, see card.py
@@ -78,9 +80,16 @@ def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval
         raise BadInput(f"train: {str(error).splitlines()[0]}") from None
 
 
-def batch_plan(config: TrainConfig, groups: EncodedGroups, *, world_size: int, seed: int) -> tuple[BatchPlan, str]:
+def batch_plan(
+    config: TrainConfig,
+    groups: EncodedGroups,
+    *,
+    world_size: int,
+    seed: int,
+    packed: bool = False,
+    cost: Callable[[Shape], float] | None = None,
+) -> tuple[BatchPlan, str]:
     """The plan of an epoch and, in words, how the batch settings were understood."""
-    rows, lengths = groups.shapes()
     per_device, accumulate = config.per_device_train_batch_size, config.gradient_accumulation_steps
     prompts = config.prompts_per_step
     if prompts is None:
@@ -88,15 +97,16 @@ def batch_plan(config: TrainConfig, groups: EncodedGroups, *, world_size: int, s
             32 if per_device is None and accumulate is None else (per_device or 1) * (accumulate or 1) * world_size
         )
     plan = BatchPlan(
-        rows=rows,
-        lengths=lengths,
+        shapes=groups.shapes(),
         prompts_per_step=prompts,
         tokens_per_micro_batch=config.tokens_per_micro_batch,
         prompts_per_micro_batch=per_device,
         world_size=world_size,
         seed=seed,
+        packed=packed,
+        cost=cost if packed else None,
     )
-    limit = f"{config.tokens_per_micro_batch} padded tokens"
+    limit = f"{config.tokens_per_micro_batch} {'packed' if packed else 'padded'} tokens"
     if per_device is not None:
         limit += f" or {per_device} prompts"
     words = f"{prompts} prompts an optimizer step over {world_size} rank(s), micro-batches of up to {limit}"

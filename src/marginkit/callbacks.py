@@ -52,6 +52,17 @@ class ProgressBar(TrainerCallback):
         self.bar.close()
 
 
+class Clock(TrainerCallback):
+    """Stops the speedometer when an optimizer step is over; the trainer starts it."""
+
+    def __init__(self, speed: Any) -> None:
+        self.speed = speed
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One more optimizer step."""
+        self.speed.stop()
+
+
 class LogFile(TrainerCallback):
     """Appends every log line to `log.jsonl` of the run."""
 

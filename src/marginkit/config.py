@@ -120,7 +120,14 @@ class TrainConfig(_Section):
     prompts_per_step: int | None = Field(
         None, ge=1, description="groups an optimizer step, all ranks together; default 32"
     )
-    tokens_per_micro_batch: int = Field(8192, ge=1, description="padded tokens of one forward pass")
+    tokens_per_micro_batch: int = Field(
+        8192, ge=1, description="tokens of one forward pass; a group that is larger takes several, exactly"
+    )
+    layout: Literal["auto", "flex", "segments", "dense", "rows"] = Field(
+        "auto",
+        description="auto: packed rows, each prompt once, where a probe shows that the model gives the same there; "
+        "rows: a padded row a response; flex, segments, dense: packed, by that attention or not at all",
+    )
     per_device_train_batch_size: int | None = Field(
         None, ge=1, description="prompts of one forward pass (with the next)"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,8 @@ from marginkit.config import ModelConfig, RunConfig
 from marginkit.data.encoded import EncodedGroup, EncodedGroups
 from marginkit.errors import RunFailed
 from marginkit.models.loading import model_folder
-from marginkit.models.packing import LABEL_COLUMNS
+from marginkit.models.packing import Rung
+from marginkit.models.rungs import Layout, choose_rung
 from marginkit.progress import progress
 from marginkit.scoring import Precision, Progress, score_batches
 from marginkit.store import ScoreStore, folder_fingerprint
@@ -39,6 +40,7 @@ class FrozenModel:
         load: loads it, called at most once, and only if a score is missing.
         pad_id: its padding token.
         precision: how its forward passes are computed.
+        layout: the rung it is asked on, see `choose_rung`; a model that cannot is asked on the next one.
     """
 
     role: str
@@ -47,6 +49,7 @@ class FrozenModel:
     load: Callable[[], nn.Module]
     pad_id: int
     precision: Precision
+    layout: Layout = "rows"
 
 
 def frozen_scores(
@@ -63,18 +66,20 @@ def frozen_scores(
     Returns:
         By part, [group][response]; and path, fingerprint and settings for the manifest.
     """
+    longest = max((shape.longest for groups in encoded.values() for shape in groups.shapes()), default=0)
 
     @cache
-    def load() -> nn.Module:
+    def load() -> tuple[nn.Module, Rung]:
         found = model.load()
-        return found.to(model.precision.device) if model.held.quantization is None else found
+        found = found.to(model.precision.device) if model.held.quantization is None else found
+        return found, choose_rung(found, model.layout, longest=longest, kernel=model.held.attention, strict=False)
 
     assert model.held.path is not None
     if not Path(model.held.path).is_dir():
         load()  # of a model on the hub the weights have to be here before they can be told from others
     folder = Path(config.store.path) if config.store.use else out / "store"
     fingerprint = folder_fingerprint(model_folder(model.held.path, model.held.revision), folder / "files.json")
-    settings = score_settings(model.quantity, model.held, model.precision)
+    settings = score_settings(model.quantity, model.held, model.precision, model.layout)
     share = (0, 1) if state is None else (state.process_index, state.num_processes)
     make: dict[str, Any] = {"quantity": model.quantity, "role": model.role, "pad_id": model.pad_id}
     make |= {"tokens": config.train.tokens_per_micro_batch, "precision": model.precision}
@@ -86,7 +91,7 @@ def frozen_scores(
             )
         total = 0
         for name, groups in encoded.items():
-            rows = sum(groups.shapes()[0])
+            rows = sum(len(shape.responses) for shape in groups.shapes())
             total += rows
             with progress(rows, f"{model.role} {name}") as bar:
                 found = kept_scores(load, groups, store, **make, share=share, progress=bar)
@@ -103,7 +108,7 @@ def frozen_scores(
     return scores, {"path": model.held.path, "fingerprint": fingerprint, "settings": settings}
 
 
-def score_settings(quantity: Quantity, held: ModelConfig, precision: Precision) -> dict[str, Any]:
+def score_settings(quantity: Quantity, held: ModelConfig, precision: Precision, layout: str) -> dict[str, Any]:
     """What decides a stored score besides the model's weights and the tokens."""
     import transformers
 
@@ -114,14 +119,14 @@ def score_settings(quantity: Quantity, held: ModelConfig, precision: Precision) 
         "autocast": "none" if precision.autocast is None else str(precision.autocast).removeprefix("torch."),
         "device": precision.device.type,
         "attention": held.attention or "default",
-        "layout": "padded",
+        "layout": layout,
         "torch": ".".join(torch.__version__.split(".")[:2]),
         "transformers": ".".join(transformers.__version__.split(".")[:2]),
     }
 
 
 def kept_scores(
-    model: nn.Module | Callable[[], nn.Module],
+    load: Callable[[], tuple[nn.Module, Rung]],
     encoded: EncodedGroups,
     store: ScoreStore,
     *,
@@ -139,13 +144,13 @@ def kept_scores(
     and gets None, then reads all of it with `share=(0, 1)`.
 
     Args:
-        model: the model, or a function that loads it, called only if something is missing.
+        load: gives the model and the rung it is asked on; called only if something is missing.
         encoded: encoded groups.
         store: where scores are kept.
         quantity: which score: logp or head.
         role: what the model is, for messages.
         pad_id: padding token.
-        tokens: padded tokens of one batch.
+        tokens: of one forward pass.
         precision: how to compute; for a reference the same as in training, or the first gap is not 0.
         share: (rank, ranks).
         progress: called with the number of responses as they are done.
@@ -166,8 +171,9 @@ def kept_scores(
     # by the group's own number, not its place in `todo`: a rank that comes later has less to do than one before it
     wanted = _Missing(encoded, [index for index in todo if index % share[1] == share[0]], known)
     if len(wanted):
-        model = model if isinstance(model, nn.Module) else model()
-        for indices, scores in score_batches(model, wanted, pad_id=pad_id, tokens=tokens, precision=precision):
+        model, rung = load()
+        asked = score_batches(model, wanted, pad_id=pad_id, tokens=tokens, precision=precision, rung=rung)
+        for indices, scores in asked:
             made = getattr(scores, quantity)
             assert made is not None
             numbers = iter(made.tolist())
@@ -205,10 +211,7 @@ class _Missing(Sequence[EncodedGroup]):
     def __getitem__(self, index: Any) -> Any:
         row = self.rows[index]
         group: EncodedGroup = self.groups[row]
-        missing = [ids for ids, value in zip(group.response_ids, self.known[row], strict=True) if value is None]
-        absent = [float("nan")] * len(missing)
-        bare: dict[str, Any] = {name: [] for name in ("chosen", "rejected", "tie", *LABEL_COLUMNS)}
-        return replace(group, response_ids=missing, grade=absent, utility=absent, ref_logp=None, rm_head=None, **bare)
+        return group.part([number for number, value in enumerate(self.known[row]) if value is None])
 
 
 def describe_settings(settings: Mapping[str, Any], other: Mapping[str, Any]) -> str:

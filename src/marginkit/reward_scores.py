@@ -95,7 +95,9 @@ def join_reward_scores(
         probe(model)
         return model
 
-    asked = FrozenModel("reward model", "head", held, load, tokenizer.pad_token_id, choose_precision(theirs, state))
+    asked = FrozenModel(
+        "reward model", "head", held, load, tokenizer.pad_token_id, choose_precision(theirs, state), config.train.layout
+    )
     heads, made = frozen_scores(asked, own, config, out, state)
     return {name: groups.with_rm_head(heads[name]) for name, groups in encoded.items()}, made
 

@@ -16,10 +16,9 @@ from accelerate import PartialState
 
 from marginkit.assembly import build_loss
 from marginkit.card import push, write_card
-from marginkit.config import EncodingConfig, ModelConfig, RunConfig, resolve, trained_model
+from marginkit.config import ModelConfig, RunConfig, resolve, trained_model
 from marginkit.control import twin_of
-from marginkit.data.encoded import EncodedGroups, EncodingReport
-from marginkit.data.encoding import Encoder
+from marginkit.cost import measured_peak
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate
@@ -29,11 +28,9 @@ from marginkit.models.loading import (
     fresh_tokenizer,
     load_model,
     load_tokenizer,
-    model_limit,
     prepare_padding,
-    without_dropout,
 )
-from marginkit.models.scorer import probe
+from marginkit.models.rungs import choose_rung
 from marginkit.preparing import Splits, prepare, ready
 from marginkit.progress import progress
 from marginkit.records import Estimate, content_text
@@ -42,6 +39,8 @@ from marginkit.requirements import check_model
 from marginkit.reward_scores import join_reward_scores
 from marginkit.rundir import check_data, last_checkpoint, open_run, run_folder, write_manifest, write_whole
 from marginkit.scoring import choose_precision, score_tables
+from marginkit.setup import encode_parts, longest_of, set_up
+from marginkit.speed import Speedometer
 from marginkit.tables import Scores
 
 log = logging.getLogger("marginkit")
@@ -171,46 +170,37 @@ def starting_model(config: RunConfig, splits: Splits, out: Path, state: PartialS
 
 def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state: PartialState) -> Run:
     """Train from `start` into `out` and judge the result; goes on from the last checkpoint if there is one."""
-    from transformers import set_seed
-
-    from marginkit.arguments import batch_plan, training_arguments
+    from marginkit.arguments import training_arguments
     from marginkit.training import MarginTrainer
 
     began = time.perf_counter()
     if (out / "metrics.json").is_file():  # a control that was finished before the interruption
         return Run(out, config, out / "model", _judge(config, out, splits), seconds=0.0)
-    set_seed(config.seed)  # a reward head or adapter made on loading must be the same in a repeated run
-    tokenizer = load_tokenizer(
-        start.tokenizer or str(start.path), revision=start.revision, trust_remote_code=start.trust_remote_code
-    )
-    prepare_padding(tokenizer, config.kind)
-    model = load_model(start, config.kind, tokenizer)
-    probe(model)
-    if config.train.disable_dropout if config.train.disable_dropout is not None else config.kind != "sft":
-        without_dropout(model)
-    precision = choose_precision(config, state)
-    encoded, reports = encode_parts(config.encoding, tokenizer, model, splits.parts())
-    loss = build_loss(config.spec, config.options(), seed=config.seed)
+    setup = set_up(config, splits, start, state)
+    model, tokenizer, loss, encoded = setup.model, setup.tokenizer, setup.loss, setup.encoded
     extra: dict[str, Any] = {"start": str(start.path), "distributed": str(state.distributed_type)}
     if "rm_head" in loss.needs:  # before the reference: the policy is not on the device yet
         read = {name: groups for name, groups in encoded.items() if name != "test"}  # judging asks for none
         joined, extra["reward_model"] = join_reward_scores(config, splits.parts(), read, out, state)
         encoded |= joined
     if "ref_logp" in loss.needs:
-        encoded, extra["reference"] = join_reference(config, start, model, tokenizer, encoded, out, precision, state)
-    plan, words = batch_plan(config.train, encoded["train"], world_size=state.num_processes, seed=config.seed)
-    log.info("%s", words)
-    config = without_idle_warmup(config, len(plan))
-    arguments = training_arguments(config, out, precision=precision.name, has_eval="eval" in encoded)
-    per = config.train.per or ("prompt" if splits.all_pairs and loss.per == "pair" else "pair")
+        encoded, extra["reference"] = join_reference(
+            config, start, model, tokenizer, encoded, out, setup.precision, setup.rung, state
+        )
+    log.info("%s; layout: %s", setup.words, setup.rung)
+    config = without_idle_warmup(config, len(setup.plan))
+    arguments = training_arguments(config, out, precision=setup.precision.name, has_eval="eval" in encoded)
+    per = setup.per
+    speed = Speedometer(measured_peak(setup.precision) * state.num_processes)
     if state.is_main_process:
         counted = "response" if loss.per == "response" and per == "pair" else per
-        write_manifest(out, config, splits, reports, extra | {"batches": words, "per": counted})
+        extra |= {"batches": setup.words, "layout": setup.rung, "per": counted}
+        write_manifest(out, config, splits, setup.reports, extra)
     trainer = MarginTrainer(
         model,
         loss,
         arguments,
-        plan,
+        setup.plan,
         encoded["train"],
         encoded.get("eval"),
         tokenizer,
@@ -218,6 +208,8 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         population=(config.train.population if loss.coupled else None) or "microbatch",
         population_window=config.train.population_window or 1024,
         log_file=out / "log.jsonl",
+        rung=setup.rung,
+        speed=speed,
     )
     checkpoint = last_checkpoint(out)
     if checkpoint is not None:
@@ -229,7 +221,8 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     if state.is_main_process:
         metrics = _judge(config, out, splits)
         told = None if metrics is None else metrics.to_json()
-        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {"cost": speed.summary()}
+        write_whole(out / "manifest.json", json.dumps(manifest, indent=2))
         write_card(out / "model", config, manifest, told)
         if config.train.push_to_hub:
             push(out / "model", config, manifest)
@@ -265,25 +258,6 @@ def _judge(config: RunConfig, out: Path, splits: Splits) -> Evaluation | None:
         log.info("no pairs in the held-out data: nothing is judged (the scores are in %s)", out / "tables")
         return None
     return evaluate(scores)
-
-
-def encode_parts(
-    config: EncodingConfig, tokenizer: Any, model: Any, parts: Mapping[str, Groups]
-) -> tuple[dict[str, EncodedGroups], dict[str, EncodingReport]]:
-    """Encode every split; what is cut or left out is told."""
-    limit = model_limit(model, tokenizer)
-    if config.max_length is not None and config.max_length > limit:
-        raise BadInput(f"encoding.max_length={config.max_length}: the model ends at {limit} tokens")
-    encoder = Encoder(tokenizer, **config.model_dump() | {"max_length": config.max_length or limit})
-    encoded: dict[str, EncodedGroups] = {}
-    reports: dict[str, EncodingReport] = {}
-    for name, groups in parts.items():
-        with progress(len(groups), f"encode {name}") as bar:
-            encoded[name], reports[name] = encoder.encode(groups, bar)
-        log.info("%s: %s", name, reports[name].in_words())
-    if not len(encoded["train" if "train" in encoded else next(iter(encoded))]):
-        raise BadInput("every group is longer than max_length; raise encoding.max_length")
-    return {name: part for name, part in encoded.items() if len(part)}, reports
 
 
 def score(
@@ -326,11 +300,12 @@ def score(
     encoded, _ = encode_parts(encoding, tokenizer, model, {"score": groups})
     if not encoded:
         raise BadInput("every group is longer than max_length; raise encoding.max_length")
+    rung = choose_rung(model, config.train.layout, longest=longest_of(encoded), kernel=model_config.attention)
     loss = build_loss(config.spec, config.options())
     if "ref_logp" in loss.reward.part.needs:
         # the other ranks of a run wait meanwhile: they must not be asked for a share
-        encoded, _ = join_reference(config, start, None, tokenizer, encoded, folder, precision, None)
-    rows = sum(encoded["score"].shapes()[0])
+        encoded, _ = join_reference(config, start, None, tokenizer, encoded, folder, precision, rung, None)
+    rows = sum(len(shape.responses) for shape in encoded["score"].shapes())
     with progress(rows, "score responses") as bar:
         return score_tables(
             model,
@@ -340,6 +315,7 @@ def score(
             pad_id=tokenizer.pad_token_id,
             tokens=config.train.tokens_per_micro_batch,
             precision=precision,
+            rung=rung,
             progress=bar,
         )
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from marginkit.batching import BatchPlan
+from marginkit.batching import BatchPlan, MicroBatch
 from marginkit.config import RunConfig
 from marginkit.core.loss import Loss
 from marginkit.core.tensors import Labels, SequenceScores
@@ -21,8 +21,9 @@ from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput, RunFailed
 from marginkit.groups import Groups
 from marginkit.models.loading import core_of
-from marginkit.models.packing import Batch, labels_of, number_dtype, padded_batch
+from marginkit.models.packing import Batch, Rung, labels_of, number_dtype, padded_batch
 from marginkit.models.scorer import score
+from marginkit.passes import batch_of, scores_of
 from marginkit.tables import PAIRS_SCHEMA, RESPONSES_SCHEMA, Scores
 
 Progress = Callable[[int], None]
@@ -54,27 +55,49 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def score_batches(
-    model: nn.Module, groups: Sequence[EncodedGroup], *, pad_id: int, tokens: int, precision: Precision
+    model: nn.Module,
+    groups: Sequence[EncodedGroup],
+    *,
+    pad_id: int,
+    tokens: int,
+    precision: Precision,
+    rung: Rung = "rows",
+    wants: tuple[str, ...] = (),
 ) -> Iterator[tuple[tuple[int, ...], SequenceScores]]:
-    """Score groups batch by batch, shortest first; yields group indices and the scores of their responses."""
-    shapes = [(len(group.response_ids), group.length) for group in groups]
-    plan = BatchPlan(
-        rows=[rows for rows, _ in shapes],
-        lengths=[length for _, length in shapes],
-        prompts_per_step=1,
-        tokens_per_micro_batch=tokens,
-    )
+    """Score groups batch by batch, shortest first; yields group indices and the scores of their responses.
+
+    Args:
+        model: a policy or reward model, set to the rung.
+        groups: encoded groups.
+        pad_id: padding token.
+        tokens: of one forward pass; a larger group takes several.
+        precision: how to compute.
+        rung: how rows are laid out and attention is computed.
+        wants: by-products, see `packing.BY_PRODUCTS`.
+    """
+    shapes = [group.shape for group in groups]
+    plan = BatchPlan(shapes, prompts_per_step=1, tokens_per_micro_batch=tokens, packed=rung != "rows")
     core = core_of(model)
+
+    def forward(batch: Batch) -> SequenceScores:
+        with precision.context():
+            return score(core, to_device(batch, precision.device))
+
     was_training = model.training
     model.eval()
     try:
-        for micro in plan.in_order():
-            batch = padded_batch(
-                [groups[index] for index in micro.groups], pad_id=pad_id, dtype=number_dtype(precision.device)
+        for members in plan.in_order():
+            passes = len(plan.parts(members[0])) if len(members) == 1 else 1
+            batch = batch_of(
+                plan,
+                MicroBatch(members, passes=passes),
+                [groups[index] for index in members],
+                rung=rung,
+                pad_id=pad_id,
+                dtype=number_dtype(precision.device),
+                wants=wants,
             )
-            with precision.context():
-                scores = score(core, to_device(batch, precision.device))
-            yield micro.groups, scores
+            yield members, scores_of(forward, batch)
     finally:
         model.train(was_training)
 
@@ -88,6 +111,7 @@ def score_tables(
     pad_id: int,
     tokens: int,
     precision: Precision,
+    rung: Rung = "rows",
     progress: Progress | None = None,
 ) -> Scores:
     """The two tables of a model on groups: one row a response, one row a pair.
@@ -98,15 +122,17 @@ def score_tables(
         encoded: the same groups in tokens; over-long ones may be missing there.
         loss: the recipe: how scores become rewards, and what it wants of each pair.
         pad_id: padding token.
-        tokens: padded tokens of one batch.
+        tokens: of one forward pass.
         precision: how to compute.
+        rung: how rows are laid out and attention is computed.
         progress: called with the number of responses as they are done.
 
     Raises:
         RunFailed: a reward is not finite.
     """
     found: dict[int, tuple[SequenceScores, list[float]]] = {}
-    for indices, scores in score_batches(model, encoded, pad_id=pad_id, tokens=tokens, precision=precision):
+    asked = score_batches(model, encoded, pad_id=pad_id, tokens=tokens, precision=precision, rung=rung)
+    for indices, scores in asked:
         first = 0
         for index in indices:
             item = encoded[index]

@@ -2,7 +2,8 @@
 
 One folder a model (`store/<fingerprint>/`), one SQLite file a writer. A key is the hash of the tokens the model saw
 (prompt ids, response ids) and of what else decides the number (quantity, dtype, attention, versions), so tokenizer,
-template and truncation are in it by what they produce. A transaction holds one batch: `kill -9` loses at most that.
+template and truncation are in it by what they produce. A value is one number, or a vector (the state that a head reads),
+each in a table of its own. A transaction holds one batch: `kill -9` loses at most that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from marginkit.errors import RunFailed
@@ -25,7 +27,9 @@ from marginkit.errors import RunFailed
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (id TEXT PRIMARY KEY, json TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, settings TEXT NOT NULL, value REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, settings TEXT NOT NULL, value BLOB NOT NULL);
 """
+_FLOAT32 = np.dtype("<f4")  # whatever machine reads the file
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p"}
 
 
@@ -91,20 +95,12 @@ class ScoreStore:
         return score_key(self.settings_id, prompt_ids, response_ids)
 
     def get(self, keys: Sequence[bytes]) -> list[float | None]:
-        """The kept values, None where there is none; another writer's broken file is read as far as it goes.
+        """The kept scores, None where there is none; another writer's broken file is read as far as it goes.
 
         Raises:
             RunFailed: the file of this writer cannot be read.
         """
-        found: dict[bytes, float] = {}
-        for reader in self._readers:
-            missing = list({key for key in keys if key not in found})
-            for start in range(0, len(missing), 500):
-                some = missing[start : start + 500]
-                marks = ",".join("?" * len(some))
-                with self._spared(reader):
-                    found.update(reader.execute(f"SELECT key, value FROM scores WHERE key IN ({marks})", some))
-        return [found.get(key) for key in keys]
+        return self._read("scores", keys)
 
     def add(self, rows: Iterable[tuple[bytes, float]]) -> None:
         """Keep one batch of scores, all or nothing.
@@ -112,10 +108,33 @@ class ScoreStore:
         Raises:
             RunFailed: the disk is full or the file cannot be written.
         """
+        self._write("scores", rows)
+
+    def get_vectors(self, keys: Sequence[bytes]) -> list[np.ndarray | None]:
+        """The kept vectors, [d] float32 each, under the rules of `get`."""
+        found = self._read("vectors", keys)
+        return [None if value is None else np.frombuffer(value, _FLOAT32).astype(np.float32) for value in found]
+
+    def add_vectors(self, rows: Iterable[tuple[bytes, np.ndarray]]) -> None:
+        """Keep one batch of vectors, rounded to float32, under the rules of `add`."""
+        self._write("vectors", ((key, np.asarray(vector, _FLOAT32).tobytes()) for key, vector in rows))
+
+    def _read(self, table: str, keys: Sequence[bytes]) -> list[Any]:
+        found: dict[bytes, Any] = {}
+        for reader in self._readers:
+            missing = list({key for key in keys if key not in found})
+            for start in range(0, len(missing), 500):
+                some = missing[start : start + 500]
+                marks = ",".join("?" * len(some))
+                with self._spared(reader):
+                    found.update(reader.execute(f"SELECT key, value FROM {table} WHERE key IN ({marks})", some))
+        return [found.get(key) for key in keys]
+
+    def _write(self, table: str, rows: Iterable[tuple[bytes, Any]]) -> None:
         batch = [(key, self.settings_id, value) for key, value in rows]
         try:
             with self._writer:
-                self._writer.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", batch)
+                self._writer.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", batch)
             self.added += len(batch)
         except sqlite3.Error as error:
             raise RunFailed(f"score store {self._path}: {error}; what was kept before stays usable") from None

@@ -8,7 +8,6 @@ that needs, exact evaluation over rows, our metrics, and the stop on non-finite 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,48 +17,25 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from marginkit.batching import BatchPlan, MicroBatch
-from marginkit.callbacks import EpochOrder, LogFile, ProgressBar
+from marginkit.callbacks import Clock, EpochOrder, LogFile, ProgressBar
 from marginkit.core.loss import Loss, PairLoss
 from marginkit.core.tensors import Labels, SequenceScores
+from marginkit.cost import cost_of, pair_tokens
 from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import RunFailed
 from marginkit.metering import Meter, measure, metrics_of, names_of, rows_of, summarise
-from marginkit.models.packing import BY_PRODUCTS, Batch, labels_of, number_dtype, padded_batch
+from marginkit.models.packing import BY_PRODUCTS, Batch, Rung, labels_of, number_dtype
 from marginkit.models.scorer import teach
 from marginkit.neighbours import Mode, Neighbours, pair_keys
-
-
-class _Steps(Dataset[list[tuple[MicroBatch, list[Any]]]]):
-    """Looks up the groups of an optimizer step: the key is the step's micro-batches."""
-
-    def __init__(self, groups: EncodedGroups) -> None:
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, key: Any) -> Any:
-        return key, [self.groups[index] for index in key.groups]
-
-
-class _StepSampler:
-    """Yields, for this rank, the micro-batches of each optimizer step of an epoch."""
-
-    def __init__(self, plan: BatchPlan, rank: int) -> None:
-        self.plan, self.rank, self.epoch = plan, rank, 0
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __iter__(self) -> Iterator[list[MicroBatch]]:
-        for step in self.plan.steps(self.epoch):
-            yield step[self.rank]
+from marginkit.passes import Dice, batch_of, computed_tokens, scores_of, slope_of_each, slopes_at, weighted_sum
+from marginkit.speed import Speedometer
+from marginkit.steps import Steps, StepSampler
 
 
 class MarginTrainer(Trainer):
@@ -77,6 +53,8 @@ class MarginTrainer(Trainer):
         population: microbatch or window, for recipes that look at other pairs.
         population_window: pairs in a window.
         log_file: where log lines go.
+        rung: how rows are laid out and attention is computed, see `choose_rung`.
+        speed: counts what training computes, or None.
     """
 
     loss_is_scaled_for_ga = True  # the loss below is already divided by the step's own count
@@ -95,19 +73,23 @@ class MarginTrainer(Trainer):
         population: Mode = "microbatch",
         population_window: int = 1024,
         log_file: Path | None = None,
+        rung: Rung = "rows",
+        speed: Speedometer | None = None,
     ) -> None:
         self.recipe = loss
         self.per = per
         self.plan = plan
+        self.rung, self.speed = rung, speed
+        self.cost = cost_of(model)
         self.pad_id: int = tokenizer.pad_token_id
-        self.sampler = _StepSampler(plan, args.process_index)
+        self.sampler = StepSampler(plan, args.process_index)
         self.meter = Meter()
         self.step_rows: list[tuple[list[str], Tensor]] = []
         super().__init__(
             model=teach(model),
             args=args,
-            train_dataset=_Steps(train_groups),
-            eval_dataset=None if eval_groups is None else _Steps(eval_groups),
+            train_dataset=Steps(train_groups),
+            eval_dataset=None if eval_groups is None else Steps(eval_groups),
             processing_class=tokenizer,
             callbacks=[EpochOrder(self.sampler), ProgressBar(f"train {loss.name}")],
         )
@@ -115,21 +97,33 @@ class MarginTrainer(Trainer):
         self.neighbours = Neighbours(loss, population, population_window, self.accelerator) if loss.coupled else None
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
+        if speed is not None:
+            self.add_callback(Clock(speed))
         if log_file is not None:
             self.add_callback(LogFile(log_file))
 
     # -- data
 
     def _collate(self, items: list[tuple[MicroBatch, list[Any]]]) -> list[Batch]:
-        return [self._batch(micro, groups) for micro, groups in items]
+        return [self._batch(micro, groups, self.plan) for micro, groups in items]
 
-    def _batch(self, micro: MicroBatch, groups: list[Any]) -> Batch:
+    def _batch(self, micro: MicroBatch, groups: list[Any], plan: BatchPlan) -> Batch:
         """One micro-batch with what each pair counts (`share`); 0 for a filler and for a pair left out."""
-        batch = padded_batch(groups, pad_id=self.pad_id, dtype=number_dtype(self.args.device))
-        batch["real"] = micro.real
+        batch = batch_of(
+            plan,
+            micro,
+            groups,
+            rung=self.rung,
+            pad_id=self.pad_id,
+            dtype=number_dtype(self.args.device),
+            wants=tuple(sorted(self.recipe.needs & set(BY_PRODUCTS))),
+        )
         batch["rows"] = [group.row for group in groups]
-        batch["tokens"] = float(batch["attention_mask"].sum()) * micro.real
-        batch["wants"] = tuple(sorted(self.recipe.needs & set(BY_PRODUCTS)))
+        batch["seen"] = float(sum(group.shape.packed for group in groups)) * micro.real
+        batch["tokens"] = float(computed_tokens(batch))
+        batch["operations"] = sum(self.cost.group(group.shape) for group in groups) * micro.real
+        of_pairs = sum(pair_tokens(group.shape, group.chosen, group.rejected) for group in groups)
+        batch["pair_tokens"] = float(of_pairs) * micro.real
         recipe, dtype = self.recipe, batch["length"].dtype
         if recipe.target is None:
             keep = torch.ones_like(batch["length"])
@@ -168,24 +162,32 @@ class MarginTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Micro-batches of this rank, as many on every rank."""
         steps: Any = self.eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else eval_dataset
-        rows, lengths = steps.groups.shapes()
-        whole = BatchPlan(
-            rows=rows,
-            lengths=lengths,
-            prompts_per_step=max(1, len(rows)),
-            tokens_per_micro_batch=self.plan.tokens_per_micro_batch,
+        shapes = steps.groups.shapes()
+        whole = replace(
+            self.plan,
+            shapes=shapes,
+            prompts_per_step=max(1, len(shapes)),
+            prompts_per_micro_batch=None,
             world_size=self.args.world_size,
         )
-        micro = whole.step(range(len(rows)))[self.args.process_index]
-        return DataLoader(steps, batch_sampler=[[key] for key in micro], collate_fn=self._collate)
+        micro = whole.step(range(len(shapes)))[self.args.process_index]
+
+        def collate(items: list[tuple[MicroBatch, list[Any]]]) -> list[Batch]:
+            return [self._batch(micro, groups, whole) for micro, groups in items]
+
+        return DataLoader(steps, batch_sampler=[[key] for key in micro], collate_fn=collate)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The step's micro-batches and what their losses are divided by: the kept pairs (or tokens) of all ranks."""
         steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = [sum(batch[name] for step in steps for batch in step) for name in ("units", "tokens")]
-        units, tokens = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=device), "sum")
-        self.state.num_input_tokens_seen += int(tokens)  # kept in the trainer's state, so it survives a resume
-        return steps, units.clamp(min=1e-12)
+        names = ("units", "seen", "tokens", "pair_tokens", "operations")
+        counts = [sum(batch[name] for step in steps for batch in step) for name in names]
+        reduced = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=device), "sum")
+        spent = reduced.tolist()[1:]
+        self.state.num_input_tokens_seen += int(spent[0])  # kept in the trainer's state, so it survives a resume
+        if self.speed is not None:
+            self.speed.start(*spent)
+        return steps, reduced[0].clamp(min=1e-12)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         return self._prepare_input(inputs)
@@ -204,24 +206,55 @@ class MarginTrainer(Trainer):
         for number, batch in enumerate(inputs):
             last = number == len(inputs) - 1
             accelerator.gradient_state._set_sync_gradients(last)
+            if "passes" in batch:
+                total = total + self._step_in_passes(model, batch, num_items_in_batch, last=last)
+                continue
             with nullcontext() if last else accelerator.no_sync(model):
                 total = total + super().training_step(model, batch, num_items_in_batch)
         if self.neighbours is not None:
             self.neighbours.end_step()
         return total
 
+    def _step_in_passes(self, model: Any, batch: Batch, num_items_in_batch: Any, *, last: bool) -> Tensor:
+        """Forward and backward of a micro-batch that takes several passes, see `passes`."""
+        accelerator, dice = self.accelerator, Dice(self.args.device)
+        model.train()
+        batch = self._prepare_inputs(batch)
+
+        def forward(batch: Batch) -> SequenceScores:
+            dice.note()
+            return model(batch=batch)  # type: ignore[no-any-return]
+
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = scores_of(forward, batch)
+        loss, slope = slopes_at(scores, lambda at: self._loss(at, batch, num_items_in_batch))
+        count = len(batch["passes"])
+        for number, (one, part) in enumerate(zip(batch["passes"], slope_of_each(batch, slope), strict=True)):
+            final = last and number == count - 1
+            accelerator.gradient_state._set_sync_gradients(final)
+            with nullcontext() if final else accelerator.no_sync(model), dice.again(number):
+                super().training_step(model, one | {"slope": part}, num_items_in_batch)
+        return loss
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """sum(share * weight * loss) / (units of the step) * ranks, which gradient averaging over ranks undoes."""
         scores: SequenceScores = model(batch=inputs)
-        result = self._pair_loss(scores, inputs, training=True)
-        total = self._weighted(result, inputs).sum()
-        self.step_rows.append((names_of(inputs, self.recipe.per), result.total.detach()))
-        if inputs["real"]:
-            measure(self.meter, self.recipe, result, scores, inputs)
-        loss = total / num_items_in_batch * self.accelerator.num_processes
+        if "slope" in inputs:
+            loss = weighted_sum(scores, inputs["slope"])
+        else:
+            loss = self._loss(scores, inputs, num_items_in_batch)
         return (loss, scores) if return_outputs else loss
+
+    def _loss(self, scores: SequenceScores, batch: Batch, num_items_in_batch: Any) -> Tensor:
+        result = self._pair_loss(scores, batch, training=True)
+        total = self._weighted(result, batch).sum()
+        self.step_rows.append((names_of(batch, self.recipe.per), result.total.detach()))
+        if batch["real"]:
+            measure(self.meter, self.recipe, result, scores, batch)
+        loss: Tensor = total / num_items_in_batch * self.accelerator.num_processes
+        return loss
 
     def _pair_loss(self, scores: SequenceScores, batch: Batch, *, training: bool) -> PairLoss:
         if self.recipe.per == "response":
@@ -277,6 +310,7 @@ class MarginTrainer(Trainer):
         if "loss" in logs:
             logs = logs | self.meter.reduce(self.accelerator, metrics_of(self.recipe))
             logs["num_tokens"] = float(self.state.num_input_tokens_seen)
+            logs |= {} if self.speed is None else self.speed.recent()
         super().log(logs, start_time)
 
     def evaluation_loop(
@@ -296,7 +330,7 @@ class MarginTrainer(Trainer):
             for (batch,) in dataloader:
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
-                    scores = model(batch=batch)
+                    scores = scores_of(model, batch)
                 found = self._rows(scores, batch)  # a filler too: what is gathered over ranks takes all of them
                 if batch["real"]:
                     rows |= found

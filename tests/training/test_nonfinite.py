@@ -103,7 +103,7 @@ def test_a_nan_reference_score_never_enters_the_store_or_the_tables(tmp_path: Pa
     make: dict[str, Any] = {"pad_id": 0, "tokens": 300, "precision": tiny.CPU}
     with ScoreStore(tmp_path, "m", {}) as store:
         with pytest.raises(RunFailed, match=r"group train-\d: the reference gives it log-probability nan"):
-            kept_scores(broken, encoded, store, quantity="logp", role="reference", **make)
+            kept_scores(lambda: (broken, "rows"), encoded, store, quantity="logp", role="reference", **make)
         assert store.added == 0
     head = tiny.model("llama_rm")
     with torch.no_grad():

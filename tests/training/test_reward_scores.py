@@ -226,7 +226,7 @@ def test_a_score_that_is_not_finite_is_never_kept(tmp_path: Path) -> None:
     make: dict[str, Any] = {"pad_id": 0, "tokens": 300, "precision": tiny.CPU, "role": "reward model"}
     with ScoreStore(tmp_path, "m", {"quantity": "head"}) as store:
         with pytest.raises(RunFailed, match=r"group train-\d: the reward model gives it score nan"):
-            kept_scores(broken, tiny.encode(GROUPS[:3]), store, quantity="head", **make)
+            kept_scores(lambda: (broken, "rows"), tiny.encode(GROUPS[:3]), store, quantity="head", **make)
         assert store.added == 0
 
 
@@ -237,7 +237,7 @@ def test_a_group_with_joined_scores_can_lack_some_of_another_kind(tmp_path: Path
     make: dict[str, Any] = {"quantity": "logp", "role": "reference", "pad_id": 0, "tokens": 300, "precision": tiny.CPU}
     with ScoreStore(tmp_path, "m", {}) as store:
         store.add([(store.key(encoded[0].prompt_ids, encoded[0].response_ids[0]), -7.0)])
-        found = kept_scores(tiny.model("llama"), whole, store, **make)
+        found = kept_scores(lambda: (tiny.model("llama"), "rows"), whole, store, **make)
     expected = tiny.logps(tiny.model("llama"), encoded)
     expected[0][0] = -7.0
     assert found == [pytest.approx(row, rel=1e-6) for row in expected]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from marginkit.groups import scratch_file, stream_to_arrow
 
+PAIR_NUMBERS = ("prob", "target_gap", "strength", "weight")
 _FLOATS = pa.list_(pa.float64())
 _INTS = pa.list_(pa.int32())
 ENCODED_SCHEMA = pa.schema(
@@ -29,6 +31,33 @@ ENCODED_SCHEMA = pa.schema(
         ("tie", pa.list_(pa.bool_())),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The lengths of a group, in tokens: what decides what it costs."""
+
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest response."""
+        return self.prompt + max(self.responses)
+
+    @property
+    def packed(self) -> int:
+        """Tokens of the prompt and all responses, each once."""
+        return self.prompt + sum(self.responses)
+
+    @property
+    def padded(self) -> int:
+        """Tokens of one row a response, each with the prompt and padded to the longest."""
+        return len(self.responses) * self.longest
+
+    def part(self, members: Sequence[int]) -> Shape:
+        """The same prompt with some of the responses."""
+        return Shape(self.prompt, tuple(self.responses[number] for number in members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +99,28 @@ class EncodedGroup:
     rm_head: list[float] | None = None
 
     @property
+    def shape(self) -> Shape:
+        """Its lengths."""
+        return Shape(len(self.prompt_ids), tuple(map(len, self.response_ids)))
+
+    @property
     def length(self) -> int:
         """Tokens of the prompt and the longest response."""
-        return len(self.prompt_ids) + max(map(len, self.response_ids))
+        return self.shape.longest
+
+    def part(self, members: Sequence[int]) -> EncodedGroup:
+        """Some of the responses, to be scored: without grades and pairs, which concern all of them."""
+        absent = [float("nan")] * len(members)
+        bare: dict[str, Any] = {name: [] for name in ("chosen", "rejected", "tie", *PAIR_NUMBERS)}
+        return replace(
+            self,
+            response_ids=[self.response_ids[number] for number in members],
+            grade=absent,
+            utility=absent,
+            ref_logp=None,
+            rm_head=None,
+            **bare,
+        )
 
 
 class EncodedGroups(Sequence[EncodedGroup]):
@@ -119,15 +167,16 @@ class EncodedGroups(Sequence[EncodedGroup]):
         rows: list[int] = self._table["row"].to_pylist()
         return rows
 
-    def shapes(self) -> tuple[list[int], list[int]]:
-        """Rows (responses) and longest sequence of every group: what a batch plan needs."""
-        rows, lengths = [], []
+    def shapes(self) -> list[Shape]:
+        """The lengths of every group: what a batch plan needs."""
+        shapes: list[Shape] = []
         for batch in self._table.select(["prompt_ids", "response_ids"]).to_batches(max_chunksize=512):
-            prompts = [len(ids) for ids in batch["prompt_ids"]]
-            for prompt, responses in zip(prompts, batch["response_ids"].to_pylist(), strict=True):
-                rows.append(len(responses))
-                lengths.append(prompt + max(map(len, responses)))
-        return rows, lengths
+            prompts = pc.list_value_length(batch["prompt_ids"]).to_pylist()
+            responses = batch["response_ids"]
+            lengths = iter(pc.list_value_length(responses.flatten()).to_pylist())
+            for prompt, count in zip(prompts, pc.list_value_length(responses).to_pylist(), strict=True):
+                shapes.append(Shape(prompt, tuple(next(lengths) for _ in range(count))))
+        return shapes
 
 
 def _bounds(index: slice, size: int) -> tuple[int, int]:

@@ -265,6 +265,11 @@ def core_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def is_reward_model(core: Any) -> bool:
+    """Whether a transformers model is a sequence classifier."""
+    return "ForSequenceClassification" in type(core).__name__
+
+
 def model_folder(path: str, revision: str | None = None) -> Path:
     """The local folder of a model: the path itself, or the hub's snapshot once it has been fetched."""
     if Path(path).is_dir():

@@ -1,27 +1,32 @@
-"""Batches. Here the plain layout: one padded row a response, the prompt in front of each.
+"""Batches: groups of tokens as the rows of one forward pass.
 
-A batch says where things are (`predict_at`, `read_at`), so the scorer never asks how rows are laid out; a packed layout
-fills the same fields.
+packed: the prompt once, its responses one after the other, positions going on from the prompt's end in each; several
+groups a row. padded: one row a response, the prompt in front of each. A batch says where things are (`predict_at`,
+`read_at`), so what follows the forward pass never asks how rows are laid out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from marginkit.core.tensors import Labels
-from marginkit.data.encoded import EncodedGroup
+from marginkit.data.encoded import PAIR_NUMBERS, EncodedGroup
+from marginkit.models.attention import FLEX_MULTIPLE, Piece, Segments
 
 Batch = dict[str, Any]
 """Tensors by name, and `ids`, `sizes` (responses) of the groups: what a forward pass and a loss need.
 
-input_ids, attention_mask [row, token]; predict_at [S] flat positions whose hidden state predicts a response token,
-predict [S] that token, owner [S] its response; read_at [R] flat position of a response's last token; length [R];
-ref_logp, rm_head [R] where they were joined in; response_grade [R] dataset units; pairs [P, 2]; grade, utility [P, 2];
-prob, target_gap, strength, weight [P]; tie [P]; ids [group]; group_of [P]. NaN stands for absent in number columns.
+input_ids [row, token]; rung: how attention is computed. Padded rows: attention_mask [row, token]. Packed ones:
+position_ids [row, token], and `segments`, or group_ids and segment_ids [row, token], see `attention`.
+
+predict_at [S] flat positions whose hidden state predicts a response token, predict [S] that token, owner [S] its
+response; read_at [R] flat position of a response's last token; length [R]; ref_logp, rm_head [R] where they were
+joined in; response_grade [R] dataset units; pairs [P, 2]; grade, utility [P, 2]; prob, target_gap, strength, weight
+[P]; tie [P]; ids [group]; group_of [P]. NaN stands for absent in number columns.
 
 wants: names out of `BY_PRODUCTS`, which the forward pass then computes beside its scores; absent for none.
 """
@@ -29,7 +34,15 @@ wants: names out of `BY_PRODUCTS`, which the forward pass then computes beside i
 BY_PRODUCTS = ("log_collision", "hidden")
 """Score fields that a forward pass gives only on request: the first of a policy, the second of a reward model."""
 
-LABEL_COLUMNS = ("prob", "target_gap", "strength", "weight")
+Rung = Literal["flex", "segments", "dense", "rows"]
+"""How attention is computed: packed rows in one of three ways, or padded rows."""
+
+
+def make_batch(groups: Sequence[EncodedGroup], *, rung: Rung, pad_id: int, dtype: torch.dtype = torch.float64) -> Batch:
+    """Lay groups out as a rung takes them; see `padded_batch`, `packed_batch`."""
+    if rung == "rows":
+        return padded_batch(groups, pad_id=pad_id, dtype=dtype)
+    return packed_batch(groups, rung=rung, pad_id=pad_id, dtype=dtype)
 
 
 def padded_batch(groups: Sequence[EncodedGroup], *, pad_id: int, dtype: torch.dtype = torch.float64) -> Batch:
@@ -69,15 +82,103 @@ def padded_batch(groups: Sequence[EncodedGroup], *, pad_id: int, dtype: torch.dt
         "predict_at": torch.cat(predict_at),
         "predict": torch.cat(predict),
         "owner": torch.repeat_interleave(torch.arange(len(rows)), length),
-        "read_at": torch.tensor([number * width + _last(ids, pad_id) for number, ids in enumerate(rows)]),
+        "read_at": torch.tensor([number * width + (_last(ids, pad_id) or 0) for number, ids in enumerate(rows)]),
         "length": length.to(dtype),
     }
     return batch | _pair_columns(groups, dtype)
 
 
-def _last(ids: Sequence[int], pad_id: int) -> int:
+def packed_batch(
+    groups: Sequence[EncodedGroup], *, rung: Rung, pad_id: int, dtype: torch.dtype = torch.float64
+) -> Batch:
+    """Lay groups out so that each prompt and each response is there once.
+
+    One row for all groups and no padding; where a 4D mask is made (`dense`), whose cost grows with the square of the
+    row, rows as long as the longest group; where blocks are (`flex`), the row is padded to a multiple of 128.
+
+    Args:
+        groups: encoded groups.
+        rung: segments, flex or dense.
+        pad_id: the padding token.
+        dtype: of the number columns.
+
+    Returns:
+        A batch; responses and pairs are numbered through in the order of the groups.
+    """
+    sizes = [group.shape.packed for group in groups]
+    rows = _bins(sizes, max(sizes)) if rung == "dense" else [list(range(len(groups)))]
+    width = max(sum(sizes[number] for number in row) for row in rows)
+    if rung == "flex":
+        width = -(-width // FLEX_MULTIPLE) * FLEX_MULTIPLE
+    flat = {name: [0] * (len(rows) * width) for name in ("position_ids", "segment_ids")}
+    flat |= {"input_ids": [pad_id] * (len(rows) * width), "group_ids": [-1] * (len(rows) * width)}
+    pieces: list[Piece] = []
+    placed: dict[int, int] = {}
+    for number, row in enumerate(rows):
+        at = number * width
+        for member in row:
+            placed[member] = at
+            at += sizes[member]
+    predict_at: list[int] = []
+    read_at: list[int] = []
+    for number, group in enumerate(groups):
+        origin, prompt = placed[number], len(group.prompt_ids)
+        at = origin
+        for segment, ids in enumerate((group.prompt_ids, *group.response_ids)):
+            stop = at + len(ids)
+            flat["input_ids"][at:stop] = ids
+            first = 0 if segment == 0 else prompt
+            flat["position_ids"][at:stop] = range(first, first + len(ids))
+            flat["segment_ids"][at:stop] = [segment] * len(ids)
+            if segment == 1:
+                pieces.append(Piece(origin, stop, origin, 0))
+            elif segment > 1:
+                pieces.append(Piece(at, stop, origin, prompt))
+            if segment:
+                predict_at += [origin + prompt - 1, *range(at, stop - 1)]
+                last = _last(ids, pad_id)
+                read_at.append(at + last if last is not None else origin + (_last(group.prompt_ids, pad_id) or 0))
+            at = stop
+        flat["group_ids"][origin:at] = [number] * (at - origin)
+    lengths = [len(ids) for group in groups for ids in group.response_ids]
+    length = torch.tensor(lengths)
+    grid = {name: torch.tensor(values).view(len(rows), width) for name, values in flat.items()}
+    batch: Batch = {
+        "ids": [group.id for group in groups],
+        "sizes": [len(group.response_ids) for group in groups],
+        "rung": rung,
+        "input_ids": grid["input_ids"],
+        "position_ids": grid["position_ids"],
+        "predict_at": torch.tensor(predict_at),
+        "predict": torch.tensor([token for group in groups for ids in group.response_ids for token in ids]),
+        "owner": torch.repeat_interleave(torch.arange(len(lengths)), length),
+        "read_at": torch.tensor(read_at),
+        "length": length.to(dtype),
+    }
+    if rung == "segments":
+        batch["segments"] = Segments(tuple(pieces))
+    else:
+        batch |= {name: grid[name] for name in ("group_ids", "segment_ids")}
+    return batch | _pair_columns(groups, dtype)
+
+
+def _bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """First fit, largest first: the members of each row."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for member in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
+        row = next((number for number, left in enumerate(room) if left >= sizes[member]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[row].append(member)
+        room[row] -= sizes[member]
+    return rows
+
+
+def _last(ids: Sequence[int], pad_id: int) -> int | None:
     """Where transformers reads a reward: the last token that is not padding (an end token, if padding is another)."""
-    return next((at for at in range(len(ids) - 1, 0, -1) if ids[at] != pad_id), 0)
+    return next((at for at in range(len(ids) - 1, -1, -1) if ids[at] != pad_id), None)
 
 
 def _pair_columns(groups: Sequence[EncodedGroup], dtype: torch.dtype) -> Batch:
@@ -91,7 +192,7 @@ def _pair_columns(groups: Sequence[EncodedGroup], dtype: torch.dtype) -> Batch:
     index = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
     columns: Batch = {
         name: torch.tensor([value for group in groups for value in getattr(group, name)], dtype=dtype)
-        for name in LABEL_COLUMNS
+        for name in PAIR_NUMBERS
     }
     for name in ("grade", "utility"):
         values = torch.tensor([value for group in groups for value in getattr(group, name)], dtype=dtype)

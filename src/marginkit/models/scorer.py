@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from marginkit.core.tensors import SequenceScores
 from marginkit.errors import BadInput
-from marginkit.models.loading import core_of
+from marginkit.models.attention import model_inputs
+from marginkit.models.loading import core_of, is_reward_model
 from marginkit.models.logprobs import sum_by_owner, token_logprobs
 from marginkit.models.packing import Batch
 
@@ -45,8 +46,8 @@ def score(core: Any, batch: Batch) -> SequenceScores:
     What `batch["wants"]` names comes out of the same pass, without a gradient, and costs nothing unless named:
 
     log_collision: of a policy, [R] nats, log sum_v p(v)^2 summed over response tokens.
-    hidden: of a reward model, [R, d] float32, the last hidden state, after the final norm where the family has one. A
-        decoder (llama, qwen2, gpt2, ...) gives it at the token where the head reads the reward; an encoder (BERT,
+    hidden: [R, d] float32, the last hidden state, after the final norm where the family has one. A decoder (llama,
+        qwen2, gpt2, ...) gives it at the response's last token, where a head reads the reward; an encoder (BERT,
         ModernBERT, ...) at the first token of the row, however its head pools.
 
     Args:
@@ -62,11 +63,10 @@ def score(core: Any, batch: Batch) -> SequenceScores:
     if is_reward_model(core):
         head, hidden = _head(core, batch, want_hidden="hidden" in wants)
         return SequenceScores(head=head, hidden=hidden, **given)
-    states = core.base_model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).last_hidden_state
+    states = core.base_model(**model_inputs(core, batch), use_cache=False).last_hidden_state.flatten(0, 1)
     tokens = batch["predict"]
-    at = states.flatten(0, 1)[batch["predict_at"]]
+    at = states[batch["predict_at"]]
+    hidden = states[batch["read_at"]].detach().float() if "hidden" in wants else None
     output = core.get_output_embeddings()
     transform = _logit_transform(core.config.get_text_config())
     logp, log_collision = token_logprobs(
@@ -81,32 +81,31 @@ def score(core: Any, batch: Batch) -> SequenceScores:
         return sum_by_owner(values, batch["owner"], len(batch["length"]))
 
     return SequenceScores(
-        logp=summed(logp), log_collision=None if log_collision is None else summed(log_collision), **given
+        logp=summed(logp),
+        log_collision=None if log_collision is None else summed(log_collision),
+        hidden=hidden,
+        **given,
     )
-
-
-def is_reward_model(core: Any) -> bool:
-    """Whether the model is a sequence classifier."""
-    return "ForSequenceClassification" in type(core).__name__
 
 
 def _wanted(core: Any, batch: Batch) -> tuple[str, ...]:
     wants: tuple[str, ...] = batch.get("wants", ())
-    kind, has = ("reward model", "hidden") if is_reward_model(core) else ("policy", "log_collision")
+    kind, has = ("reward model", ("hidden",)) if is_reward_model(core) else ("policy", ("log_collision", "hidden"))
     for name in wants:
-        if name != has:
+        if name not in has:
             raise BadInput(
-                f"the score {name} is wanted of a {kind}, which has no such score; on request it gives {has}"
+                f"the score {name} is wanted of a {kind}, which has no such score; "
+                f"on request it gives {' and '.join(has)}"
             )
     return wants
 
 
 def _head(core: Any, batch: Batch, *, want_hidden: bool) -> tuple[Tensor, Tensor | None]:
     """The reward of every response and, if wanted, the hidden state that goes with it."""
-    rows = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    inputs = model_inputs(core, batch)
     hidden: Tensor | None = None
     if hasattr(core, "score") and not core.config.is_encoder_decoder:
-        states = core.base_model(**rows, use_cache=False).last_hidden_state
+        states = core.base_model(**inputs, use_cache=False).last_hidden_state
         last = states.flatten(0, 1)[batch["read_at"]]
         hidden = last.detach().float() if want_hidden else None
         with torch.autocast(device_type=last.device.type, enabled=False):
@@ -114,7 +113,7 @@ def _head(core: Any, batch: Batch, *, want_hidden: bool) -> tuple[Tensor, Tensor
     else:  # an encoder pools in its own way: rows are responses there
         seen: list[Tensor] = []
         with _first_tokens(core.base_model, seen) if want_hidden else nullcontext():
-            logits = type(core).forward(core, **rows).logits
+            logits = type(core).forward(core, **inputs).logits
         hidden = seen[0] if want_hidden else None
     head: Tensor = logits[:, 0]
     return head.to(batch["length"].dtype), hidden

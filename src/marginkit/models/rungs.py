@@ -1,0 +1,180 @@
+"""Which rung of the attention ladder a model runs on: guards by its configuration, then a probe on the model itself.
+
+Several families give wrong numbers on packed rows without any error (recurrent layers, ALiBi by index, layers that
+hide their window from the attention function), so no rung is used that has not just been compared with padded rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from marginkit.data.encoded import EncodedGroup
+from marginkit.errors import BadInput
+from marginkit.models.attention import FLEX, SEGMENTS, model_inputs, windows_of
+from marginkit.models.loading import core_of, is_reward_model
+from marginkit.models.packing import Batch, Rung, make_batch
+
+log = logging.getLogger("marginkit")
+
+Layout = Literal["auto", "flex", "segments", "dense", "rows"]
+_TOLERANCE = 1e-4  # of the largest hidden state, in float32
+_HALF_TOLERANCE = 2.0  # times what two padded layouts differ by, in half precision
+_INTERFACE = {"flex": FLEX, "segments": SEGMENTS}
+
+
+def choose_rung(model: Any, wanted: Layout, *, longest: int, kernel: str | None = None, strict: bool = True) -> Rung:
+    """The fastest rung on which the model gives what it gives on padded rows; the model is set to it.
+
+    Args:
+        model: a transformers or PEFT model, on the device where it will run.
+        wanted: auto, or a rung that has to work.
+        longest: tokens of the longest sequence to come; the probe goes beyond a sliding window if that does.
+        kernel: an attention implementation the user asked for; auto then keeps it, on padded rows.
+        strict: a wanted rung that does not work is refused; else padded rows are taken, and it is told.
+
+    Returns:
+        flex (CUDA alone), segments, dense or rows.
+
+    Raises:
+        BadInput: the wanted rung does not work for this model.
+    """
+    core = core_of(model)
+    if wanted == "rows":
+        return "rows"
+    if wanted == "auto" and kernel is not None:
+        log.info("layout: padded rows, for model.attention=%s; train.layout=segments shares prompts", kernel)
+        return "rows"
+    reason = unfit(core, longest)
+    if reason is None:
+        device = core.device.type
+        ladder: Sequence[Rung] = ("flex", "segments", "dense") if device == "cuda" else ("segments", "dense")
+        for rung in (wanted,) if wanted != "auto" else ladder:
+            found = _try(core, rung, longest)
+            if found is None:
+                return rung
+            reason = found
+            log.debug("layout %s: %s", rung, reason)
+    if wanted != "auto" and strict:
+        raise BadInput(f"train.layout={wanted}: {type(core).__name__}: {reason}; use train.layout=auto")
+    log.info("layout: padded rows, each response once; %s: %s", type(core).__name__, reason)
+    return "rows"
+
+
+def unfit(core: Any, longest: int) -> str | None:
+    """Why a model cannot run on packed rows, as far as its configuration tells; None if nothing speaks against it."""
+    config = core.config.get_text_config()
+    if core.config.is_encoder_decoder or (is_reward_model(core) and not hasattr(core, "score")):
+        return "an encoder reads whole sequences"
+    if getattr(core, "_is_stateful", False):
+        return "it has recurrent layers, which would carry one response into the next"
+    strange = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    if strange:
+        return f"it has {strange[0]} layers"
+    if getattr(config, "alibi", False) or type(core.base_model).__name__ in ("MptModel", "BloomModel"):
+        return "its positions are biases by index (ALiBi)"
+    if "position_ids" not in inspect.signature(type(core.base_model).forward).parameters:
+        return "it takes no position_ids"
+    rope = getattr(config, "rope_parameters", None) or {}
+    for kind in rope.values() if all(isinstance(value, dict) for value in rope.values()) else [rope]:
+        original: int = kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        if kind.get("rope_type") in ("dynamic", "longrope") and longest > original:
+            return f"its positions are scaled by the longest sequence ({kind['rope_type']})"
+    if core.config._attn_implementation and "flash" in core.config._attn_implementation:
+        return f"{core.config._attn_implementation} takes padded rows"
+    return None
+
+
+def _try(core: Any, rung: Rung, longest: int) -> str | None:
+    """Set the model to a rung; what is wrong with it there, and the model as it was, or None."""
+    before = core.config._attn_implementation
+    groups = _probe_groups(core, longest)
+    plain = _last_states(core, make_batch(groups, rung="rows", pad_id=_pad(core)))
+    noise = 0.0
+    if plain.dtype != torch.float32:
+        alone = [_last_states(core, make_batch([group], rung="rows", pad_id=_pad(core))) for group in groups]
+        noise = float((torch.cat(alone) - plain).abs().max())
+    try:
+        if rung in _INTERFACE:
+            _set_attention(core, _INTERFACE[rung])
+        packed = _last_states(core, make_batch(groups, rung=rung, pad_id=_pad(core)))
+        wrong = float((packed - plain).abs().max())
+        scale = float(plain.abs().max())
+        if wrong <= max(_TOLERANCE * scale, _HALF_TOLERANCE * noise):
+            return None
+        problem = f"packed rows differ from padded ones by {wrong / scale:.2g} of the scale of its states on a probe"
+    except Exception as error:  # a rung that does not run is a rung that is not taken
+        problem = f"{type(error).__name__} on a probe: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    _set_attention(core, before)
+    return problem
+
+
+def _set_attention(core: Any, name: str) -> None:
+    """Change the attention function of the model and its parts."""
+    if core.config._attn_implementation == name:
+        return
+    with _quiet("transformers.modeling_utils"):
+        core.set_attn_implementation(name)
+    if core.config._attn_implementation != name:
+        raise NotImplementedError("its attention cannot be exchanged")
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@torch.no_grad()
+def _last_states(core: Any, batch: Batch) -> Tensor:
+    """Hidden states where response tokens are predicted, and where rewards are read."""
+    training = core.training
+    core.eval()
+    try:
+        moved = {name: value.to(core.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        states = core.base_model(**model_inputs(core, moved), use_cache=False).last_hidden_state.flatten(0, 1)
+        return torch.cat((states[moved["predict_at"]], states[moved["read_at"]]))
+    finally:
+        core.train(training)
+
+
+def _pad(core: Any) -> int:
+    pad: int | None = getattr(core.config.get_text_config(), "pad_token_id", None)
+    return 0 if pad is None else pad
+
+
+def _probe_groups(core: Any, longest: int) -> list[EncodedGroup]:
+    """Two groups of three responses, one of them longer than any window that the data goes beyond."""
+    config = core.config.get_text_config()
+    windows = [window for window in windows_of(config).values() if window is not None and window < longest]
+    chunk = getattr(config, "attention_chunk_size", None)
+    reach = max([*windows, *([chunk] if chunk and chunk < longest else [])], default=0)
+    limit = min(longest, getattr(config, "max_position_embeddings", None) or longest)
+    prompt = max(2, min(11 + reach, limit - 9))
+    generator = torch.Generator().manual_seed(0)
+    high, pad = min(config.vocab_size, 1000), _pad(core)
+
+    def tokens(count: int) -> list[int]:
+        drawn = torch.randint(min(5, high - 2), high, (max(1, count),), generator=generator)
+        return [int(token) if int(token) != pad else high - 1 - (pad == high - 1) for token in drawn]
+
+    def group(row: int, prompt: int, responses: Sequence[int]) -> EncodedGroup:
+        absent = [float("nan")] * len(responses)
+        bare: dict[str, Any] = {name: [] for name in ("chosen", "rejected", "prob", "target_gap", "strength")}
+        return EncodedGroup(
+            row, str(row), tokens(prompt), [tokens(count) for count in responses], absent, absent, **bare, weight=[],
+            tie=[],
+        )  # fmt: skip
+
+    return [group(0, prompt, (6, 3, 9)), group(1, max(1, min(5, limit - 9)), (4, 8, 2))]
