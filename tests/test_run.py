@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import marginkit.run
+import marginkit.setup
 import tiny
 from marginkit.config import resolve
 from marginkit.errors import BadInput
@@ -43,7 +44,7 @@ def settings(start: str, out: Path, *more: str) -> list[str]:
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading a model fails the test."""
     for name in ("load_model", "load_tokenizer", "fresh_model"):
-        monkeypatch.setattr(marginkit.run, name, lambda *_, **__: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(marginkit.setup, name, lambda *_, **__: pytest.fail("a model was loaded"))
 
 
 def pairs_of(**evidence: Any) -> Groups:

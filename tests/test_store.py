@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from filelock import FileLock
 
 import marginkit.frozen_scores
 import marginkit.scoring
@@ -80,6 +82,53 @@ def test_two_writers_at_once_write_two_files_and_read_each_other(tmp_path: Path)
     with opened(tmp_path) as third:
         assert third.get([third.key([k], [k]) for k in (1, 2, 3)]) == [-1.0, -2.0, -3.0]
     assert len(list((tmp_path / "m").glob("*.sqlite"))) == 2
+
+
+def test_vectors_live_beside_scores(tmp_path: Path) -> None:
+    """Float32 bit for bit, by the same keys and settings, in a table of their own; more than one statement takes."""
+    vectors = np.random.default_rng(0).normal(size=(1200, 7)).astype(np.float32)
+    with opened(tmp_path) as store:
+        keys = [store.key([k], [k]) for k in range(1201)]
+        store.add_vectors(zip(keys[:1200], vectors, strict=True))
+        store.add([(keys[3], -1.0), (keys[1200], -2.0)])
+        assert store.added == 1202
+    with opened(tmp_path) as store:
+        *found, absent = store.get_vectors(keys)
+        assert absent is None
+        assert np.stack([vector for vector in found if vector is not None]).tobytes() == vectors.tobytes()
+        assert store.get([keys[3], keys[4], keys[1200]]) == [-1.0, None, -2.0]
+    with opened(tmp_path, weights="bfloat16") as other:
+        assert other.get_vectors([other.key([3], [3])]) == [None]
+
+
+def test_vectors_of_two_writers_are_read_by_both(tmp_path: Path) -> None:
+    """One writer a file; a file from before there were vectors has none, and no harm is done."""
+    with opened(tmp_path) as first, opened(tmp_path) as second:
+        first.add_vectors([(first.key([1], [1]), np.ones(2))])
+        first.add([(first.key([9], [9]), -9.0)])
+        second.add_vectors([(second.key([2], [2]), np.zeros(2))])
+        found = second.get_vectors([second.key([k], [k]) for k in (1, 2, 3)])
+        assert [None if vector is None else vector.tolist() for vector in found] == [[1.0, 1.0], [0.0, 0.0], None]
+    old = tmp_path / "m" / "writer-000.sqlite"
+    with sqlite3.connect(old) as connection:
+        connection.execute("DROP TABLE vectors")
+    with FileLock(old.with_suffix(".lock")), opened(tmp_path) as third:
+        assert third.get_vectors([third.key([1], [1])]) == [None]
+        assert third.get([third.key([9], [9])]) == [-9.0]
+    with opened(tmp_path) as again:
+        again.add_vectors([(again.key([1], [1]), np.ones(2))])
+        assert again.get_vectors([again.key([1], [1])])[0] is not None
+
+
+def test_a_batch_of_vectors_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A full disk in the middle of it leaves what was kept before."""
+    with opened(tmp_path) as store:
+        store.add_vectors([(store.key([1], [1]), np.ones(4))])
+        store._writer.execute("PRAGMA max_page_count=8")
+        with pytest.raises(RunFailed, match="database or disk is full; what was kept before stays usable"):
+            store.add_vectors((store.key([k], [k]), np.ones(100)) for k in range(2, 500))
+        store._writer.execute("PRAGMA max_page_count=100000")
+        assert [vector is None for vector in store.get_vectors([store.key([k], [k]) for k in (1, 2)])] == [False, True]
 
 
 def test_scores_under_other_settings_are_named_and_not_used(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval
     given: dict[str, Any] = {name: value for name, value in train.model_dump().items() if name not in _OWN_KEYS}
     if not has_eval:
         given |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    given["gradient_checkpointing"] = given["gradient_checkpointing"] is True  # auto is decided with the model at hand
     # the key users know; transformers 5.23 renamed it
     if "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
         given["activation_checkpointing"] = given.pop("gradient_checkpointing")
@@ -70,6 +71,12 @@ def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval
         raise BadInput(
             f"train.load_best_model_at_end: needs train.save_strategy={train.eval_strategy}, as often as it evaluates; "
             f"got {train.save_strategy}"
+        )
+    sharding = train.fsdp_config
+    if isinstance(sharding, dict) and "SHARDED" in str(sharding.get("state_dict_type", "")).upper():
+        raise BadInput(
+            "train.fsdp_config.state_dict_type: a run ends with a whole model that transformers loads; "
+            "use FULL_STATE_DICT, or leave it out"
         )
     clash = sorted(set(train.extra) & (set(fixed) | set(given)))
     if clash:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SFT = ("sft_weight", "sft_per")
 # what each kind of model can say of a response
 _SAID = {
-    "policy": {"logp", "ref_logp", "length", "log_collision", "rm_head"},
+    "policy": {"logp", "ref_logp", "length", "log_collision", "entropy", "rm_head"},
     "reward_model": {"head", "hidden", "length", "rm_head"},
     "sft": {"logp", "length"},
 }

@@ -115,6 +115,16 @@ class BatchPlan:
             parts[-1].append(number)
         return parts
 
+    def tokens(self, micro: MicroBatch) -> int:
+        """Tokens that a micro-batch computes, padding and repeated prompts included; fillers of passes apart."""
+        if micro.passes > 1 and len(micro.groups) == 1:
+            (index,) = micro.groups
+            return sum(self._tokens(self.shapes[index].part(part)) for part in self.parts(index))
+        own = _Pass([])
+        for group in micro.groups[:-1]:
+            own.add(group, self.shapes[group])
+        return own.tokens(self.shapes[micro.groups[-1]], self.packed)
+
     def in_order(self) -> Iterator[tuple[int, ...]]:
         """All groups once, by length: the plan of a scoring pass."""
         current = _Pass([])

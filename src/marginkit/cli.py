@@ -94,6 +94,9 @@ def check(
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe (see `marginkit list`) or a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell tokens, time and memory of the run; train and write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a policy or a reward model and judge it on held-out data.
@@ -104,6 +107,15 @@ def train(
     from marginkit.config import resolve
 
     config = resolve(recipe, overrides or [])
+    if dry_run:
+        from marginkit.dry_run import dry_run as forecast
+
+        found = forecast(config)
+        if as_json:
+            _print_json(found.to_json())
+        else:
+            _table(f"{config.recipe}: what this run will be (nothing was trained)", ("", ""), found.in_words())
+        return
     from marginkit.run import train as run_train  # imports torch and transformers: seconds
 
     try:

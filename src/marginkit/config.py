@@ -159,7 +159,9 @@ class TrainConfig(_Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="autocast; auto: bf16 if there is one"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto", description="compute activations again in the backward pass; auto: where they do not fit in memory"
+    )
     logging_steps: float = Field(10, gt=0)
     eval_strategy: Annotated[Literal["no", "steps", "epoch"], _SaidNo] = "epoch"
     eval_steps: float | None = None
@@ -176,7 +178,7 @@ class TrainConfig(_Section):
     dataloader_num_workers: int = Field(0, ge=0)
     torch_compile: bool = False
     deepspeed: str | None = None
-    fsdp: str | None = None
+    fsdp: bool | str | None = None
     fsdp_config: dict[str, Any] | str | None = None
     use_cpu: bool = False
     extra: dict[str, Any] = Field({}, description="passed to TrainingArguments as they are")

@@ -3,12 +3,14 @@
     forward(group) = 2 N (P + sum n_k) + 2 d V sum n_k + 4 A E,  E = P (P + 1) / 2 + sum_k (n_k P + n_k (n_k + 1) / 2)
 
 N: weights of the body a token meets; d V: of the output layer; A: heads x head size, summed over layers; E: pairs of
-positions that attend. Backward: twice that, once where weights are frozen. Recomputing, padding and running a token
+positions that attend. An encoder reads each response together with its prompt, both ways: sum_k (P + n_k) tokens,
+E = sum_k (P + n_k)^2. Backward: twice that, once where weights are frozen. Recomputing, padding and running a token
 twice are not in it, so they show as loss: goodput = these operations / time / peak.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -31,7 +33,8 @@ class Cost:
         predicted: of each response token in the output layer; 0 for a reward model.
         attended: of each pair of positions in all layers without a window.
         windowed: of each pair of positions in all layers with a window.
-        window: positions such a layer looks back.
+        window: positions such a layer looks back, itself included; in an encoder: each way, itself not included.
+        encoder: each response is read together with its prompt, both ways.
     """
 
     token: float
@@ -39,17 +42,20 @@ class Cost:
     attended: float
     windowed: float = 0.0
     window: int | None = None
+    encoder: bool = False
 
     def group(self, shape: Shape) -> float:
-        """Operations of a group: its prompt once, each response once.
+        """Operations of a group: its prompt once, each response once; in an encoder the prompt with each response.
 
         Example:
             >>> Cost(token=2.0, predicted=3.0, attended=1.0).group(Shape(2, (1, 3)))
-            35.0
+            42.0
         """
-        linear = self.token * shape.packed + self.predicted * sum(shape.responses)
-        full = self.attended * _attended(shape, None)
-        return linear + full + (self.windowed * _attended(shape, self.window) if self.windowed else 0.0)
+        attended = _attended_both_ways if self.encoder else _attended
+        tokens = shape.packed + self.encoder * shape.prompt * (len(shape.responses) - 1)
+        linear = self.token * tokens + self.predicted * sum(shape.responses)
+        full = self.attended * attended(shape, None)
+        return linear + full + (self.windowed * attended(shape, self.window) if self.windowed else 0.0)
 
 
 def _attended(shape: Shape, window: int | None) -> float:
@@ -63,6 +69,16 @@ def _attended(shape: Shape, window: int | None) -> float:
     return prompt + sum(upto(shape.prompt + length) - prompt for length in shape.responses)
 
 
+def _attended_both_ways(shape: Shape, window: int | None) -> float:
+    """The same in an encoder, which reads each response with its prompt."""
+
+    def near(length: int) -> float:  # of the pairs at a distance of up to `reach`
+        reach = length - 1 if window is None else min(length - 1, window)
+        return length * (1 + 2 * reach) - reach * (reach + 1)
+
+    return sum(near(shape.prompt + length) for length in shape.responses)
+
+
 def cost_of(model: Any, *, training: bool = True) -> Cost:
     """The coefficients of a model as it will be trained; with adapters, frozen weights cost two thirds.
 
@@ -72,18 +88,18 @@ def cost_of(model: Any, *, training: bool = True) -> Cost:
     """
     core = core_of(model)
     config = core.config.get_text_config()
-    output = None if is_reward_model(core) else core.get_output_embeddings()
-    embeddings = [module for module in core.modules() if isinstance(module, torch.nn.Embedding)]
-    apart = {id(weight) for module in embeddings for weight in module.parameters()}
-    apart |= set() if output is None else {id(weight) for weight in output.parameters()}
+    reward_model = is_reward_model(core)
+    looked_up = [module for module in core.modules() if isinstance(module, torch.nn.Embedding)]
+    apart = {id(weight) for module in looked_up for weight in module.parameters()}
     body = 0.0
-    for name, weight in core.named_parameters():
-        if weight.ndim > 1 and id(weight) not in apart:
-            body += _used(name, config) * weight.numel() * _passes(weight.requires_grad, training)
+    for name, weight in core.base_model.named_parameters():  # without a reward head, which reads one token a response
+        if weight.ndim > 1 and id(weight) not in apart and "bias" not in name:
+            body += _used(name, config) * _size(weight) * _passes(weight.requires_grad, training)
     predicted = 0.0
+    output = None if reward_model else core.get_output_embeddings()
     if output is not None:
         weights = [weight for weight in output.parameters() if weight.ndim > 1]
-        predicted = sum(weight.numel() * _passes(weight.requires_grad, training) for weight in weights)
+        predicted = sum(_size(weight) * _passes(weight.requires_grad, training) for weight in weights)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     each = 4.0 * heads * size * (3 if training else 1)
@@ -93,7 +109,14 @@ def cost_of(model: Any, *, training: bool = True) -> Cost:
         kinds = ["full_attention"] * layers
     narrow = sum(windows.get(kind) is not None for kind in kinds)
     window = next((value for value in windows.values() if value is not None), None)
-    return Cost(2 * body, 2 * predicted, each * (len(kinds) - narrow), each * narrow, window)
+    encoder = reward_model and not hasattr(core, "score")
+    return Cost(2 * body, 2 * predicted, each * (len(kinds) - narrow), each * narrow, window, encoder)
+
+
+def _size(weight: torch.Tensor) -> int:
+    """Numbers in a weight; one in 4 bits holds two in each of its own."""
+    quantised = getattr(weight, "quant_state", None)
+    return weight.numel() if quantised is None else math.prod(quantised.shape)
 
 
 def _passes(trained: bool, training: bool) -> int:

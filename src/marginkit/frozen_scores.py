@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import nn
 
 from marginkit.config import ModelConfig, RunConfig
+from marginkit.core.tensors import SequenceScores
 from marginkit.data.encoded import EncodedGroup, EncodedGroups
 from marginkit.errors import RunFailed
 from marginkit.models.loading import model_folder
@@ -21,7 +23,7 @@ from marginkit.models.packing import Rung
 from marginkit.models.rungs import Layout, choose_rung
 from marginkit.progress import progress
 from marginkit.scoring import Precision, Progress, score_batches
-from marginkit.store import ScoreStore, folder_fingerprint
+from marginkit.store import Array, ScoreStore, folder_fingerprint
 
 log = logging.getLogger("marginkit")
 
@@ -161,48 +163,103 @@ def kept_scores(
     Raises:
         RunFailed: a score is not finite, or the store cannot be written.
     """
+
+    def read(scores: SequenceScores) -> list[float]:
+        made = getattr(scores, quantity)
+        assert made is not None
+        return made.tolist()  # type: ignore[no-any-return]
+
+    return kept(
+        load,
+        encoded,
+        store,
+        Column(store.get, store.add, read, f"the {role} gives it {_WORDS[quantity]}"),
+        pad_id=pad_id,
+        tokens=tokens,
+        precision=precision,
+        share=share,
+        progress=progress,
+    )
+
+
+Value = TypeVar("Value", float, Array)
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[Value]):
+    """One kind of value a response: how a store gives and takes it, and where a forward pass has it.
+
+    Args:
+        get: the values of these keys, None where there is none.
+        add: keeps one batch.
+        read: the values of a batch's responses.
+        what: what is said in front of a value that is not finite.
+        wants: by-products that `read` reads, see `packing.BY_PRODUCTS`.
+    """
+
+    get: Callable[[Sequence[bytes]], list[Value | None]]
+    add: Callable[[list[tuple[bytes, Value]]], None]
+    read: Callable[[SequenceScores], Sequence[Value]]
+    what: str
+    wants: tuple[str, ...] = ()
+
+
+def kept(
+    load: Callable[[], tuple[nn.Module, Rung]],
+    encoded: EncodedGroups,
+    store: ScoreStore,
+    column: Column[Value],
+    *,
+    pad_id: int,
+    tokens: int,
+    precision: Precision,
+    share: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> list[list[Value]] | None:
+    """A value of every response, computing only what the store lacks; arguments and result as in `kept_scores`."""
     keys = [[store.key(group.prompt_ids, ids) for ids in group.response_ids] for group in encoded]
-    flat = store.get([key for group in keys for key in group])
+    flat = column.get([key for group in keys for key in group])
     values = iter(flat)
-    known = [[next(values) for _ in group] for group in keys]
-    todo = [i for i, group in enumerate(known) if any(value is None for value in group)]
+    known = [[next(values) is not None for _ in group] for group in keys]
+    todo = [i for i, group in enumerate(known) if not all(group)]
     if progress is not None:
-        progress(sum(value is not None for value in flat))
+        progress(sum(map(sum, known)))
     # by the group's own number, not its place in `todo`: a rank that comes later has less to do than one before it
     wanted = _Missing(encoded, [index for index in todo if index % share[1] == share[0]], known)
     if len(wanted):
         model, rung = load()
-        asked = score_batches(model, wanted, pad_id=pad_id, tokens=tokens, precision=precision, rung=rung)
+        asked = score_batches(
+            model, wanted, pad_id=pad_id, tokens=tokens, precision=precision, rung=rung, wants=column.wants
+        )
         for indices, scores in asked:
-            made = getattr(scores, quantity)
-            assert made is not None
-            numbers = iter(made.tolist())
+            made = iter(column.read(scores))
             rows = []
             for index in indices:
                 group = wanted[index]
                 for ids in group.response_ids:
-                    value = next(numbers)
-                    if value != value or value in (float("inf"), float("-inf")):
-                        raise RunFailed(f"group {group.id}: the {role} gives it {_WORDS[quantity]} {value}")
+                    value = next(made)
+                    odd = np.ravel(value)[~np.isfinite(np.ravel(value))]
+                    if odd.size:
+                        raise RunFailed(f"group {group.id}: {column.what} {odd[0]}")
                     rows.append((store.key(group.prompt_ids, ids), value))
-            store.add(rows)
+            column.add(rows)
             if progress is not None:
                 progress(len(rows))
     if share[1] > 1:
         return None
-    complete = iter(store.get([key for group in keys for key in group]))
+    complete = iter(column.get([key for group in keys for key in group]))
     return [[_present(next(complete)) for _ in group] for group in keys]
 
 
-def _present(value: float | None) -> float:
-    assert value is not None, "every score has just been stored"
+def _present(value: Value | None) -> Value:
+    assert value is not None, "every value has just been stored"
     return value
 
 
 class _Missing(Sequence[EncodedGroup]):
-    """The groups that lack a score, each with only the responses that do; made when they are asked for."""
+    """The groups that lack a value, each with only the responses that do; made when they are asked for."""
 
-    def __init__(self, groups: EncodedGroups, rows: Sequence[int], known: Sequence[Sequence[float | None]]) -> None:
+    def __init__(self, groups: EncodedGroups, rows: Sequence[int], known: Sequence[Sequence[bool]]) -> None:
         self.groups, self.rows, self.known = groups, rows, known
 
     def __len__(self) -> int:
@@ -211,7 +268,7 @@ class _Missing(Sequence[EncodedGroup]):
     def __getitem__(self, index: Any) -> Any:
         row = self.rows[index]
         group: EncodedGroup = self.groups[row]
-        return group.part([number for number, value in enumerate(self.known[row]) if value is None])
+        return group.part([number for number, there in enumerate(self.known[row]) if not there])
 
 
 def describe_settings(settings: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ SCORES: Mapping[str, tuple[str, str]] = {  # score field -> in the table, on the
     "head": ("", "the output of the reward head"),
     "rm_head": ("reward model", "another reward model's scores (`model.reward_model`), computed once and kept"),
     "log_collision": ("", "how peaked the policy's own next-token distributions are, from the same forward pass"),
+    "entropy": ("", "the entropy of the policy's own next-token distributions, from the same forward pass"),
     "hidden": ("", "last hidden states, from the same forward pass"),
 }
 EVIDENCE: Mapping[str, tuple[str, str]] = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from marginkit.assembly import build_loss
 from marginkit.card import push, write_card
@@ -23,9 +24,8 @@ from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate
 from marginkit.groups import Groups, write_groups
+from marginkit.memory import estimate, wants_checkpointing
 from marginkit.models.loading import (
-    fresh_model,
-    fresh_tokenizer,
     load_model,
     load_tokenizer,
     prepare_padding,
@@ -33,13 +33,13 @@ from marginkit.models.loading import (
 from marginkit.models.rungs import choose_rung
 from marginkit.preparing import Splits, prepare, ready
 from marginkit.progress import progress
-from marginkit.records import Estimate, content_text
+from marginkit.records import Estimate
 from marginkit.reference import join_reference
 from marginkit.requirements import check_model
 from marginkit.reward_scores import join_reward_scores
 from marginkit.rundir import check_data, last_checkpoint, open_run, run_folder, write_manifest, write_whole
 from marginkit.scoring import choose_precision, score_tables
-from marginkit.setup import encode_parts, longest_of, set_up
+from marginkit.setup import Setup, encode_parts, longest_of, ranks, set_up, starting_model
 from marginkit.speed import Speedometer
 from marginkit.tables import Scores
 
@@ -108,7 +108,7 @@ def train(
     config = recipe if isinstance(recipe, RunConfig) else resolve(recipe, overrides)
     check_model(config)
     splits = prepare(config, train)
-    state = PartialState(cpu=config.train.use_cpu)
+    state = ranks(config)
     if config.out is None and state.num_processes > 1:
         raise BadInput("out is missing: with several processes, name the run directory, e.g. out=runs/mmpo-a")
     out = run_folder(config)
@@ -144,30 +144,6 @@ def train(
     return Run(out, config, run.checkpoint, run.metrics, control, differences, run.seconds + control.seconds)
 
 
-def starting_model(config: RunConfig, splits: Splits, out: Path, state: PartialState) -> ModelConfig:
-    """Where training starts from: the configured model, or a small fresh one, made once and kept in the run."""
-    if config.model.path != "fresh":
-        return config.model
-    folder = out / "start"
-    if state.is_main_process and not (folder / "config.json").is_file():
-        encoder = config.model.fresh.arch == "modernbert"
-        if config.model.tokenizer is not None:
-            tokenizer = load_tokenizer(config.model.tokenizer)
-        else:
-            texts = (
-                content_text(content)
-                for group in splits.train
-                for content in (group.prompt, *(response.turns for response in group.responses))
-            )
-            tokenizer = fresh_tokenizer(texts, config.model.fresh.vocab, encoder=encoder)
-        prepare_padding(tokenizer, config.kind)
-        model = fresh_model(config.model.fresh, config.kind, tokenizer, seed=config.seed)
-        tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)  # type: ignore[operator]
-    state.wait_for_everyone()
-    return config.model.model_copy(update={"path": str(folder), "tokenizer": None})
-
-
 def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state: PartialState) -> Run:
     """Train from `start` into `out` and judge the result; goes on from the last checkpoint if there is one."""
     from marginkit.arguments import training_arguments
@@ -189,6 +165,7 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         )
     log.info("%s; layout: %s", setup.words, setup.rung)
     config = without_idle_warmup(config, len(setup.plan))
+    config = _with_checkpointing(config, setup, state)
     arguments = training_arguments(config, out, precision=setup.precision.name, has_eval="eval" in encoded)
     per = setup.per
     speed = Speedometer(measured_peak(setup.precision) * state.num_processes)
@@ -229,6 +206,28 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         write_whole(out / "metrics.json", json.dumps(told, indent=2))
     state.wait_for_everyone()
     return Run(out, config, out / "model", metrics, seconds=time.perf_counter() - began)
+
+
+def _with_checkpointing(config: RunConfig, setup: Setup, state: PartialState) -> RunConfig:
+    """Decide what `train.gradient_checkpointing=auto` means here: for all ranks the same."""
+    wanted = config.train.gradient_checkpointing
+    sharding = config.train.fsdp_config
+    if wanted == "auto" and isinstance(sharding, dict) and sharding.get("activation_checkpointing"):
+        wanted = False  # the wrapper does it
+    if wanted == "auto":
+        sharded = bool(config.train.fsdp or config.train.deepspeed)
+        memory = estimate(
+            setup.model,
+            setup.encoded["train"],
+            setup.plan,
+            config.train,
+            setup.precision,
+            setup.rung,
+            pad_id=setup.tokenizer.pad_token_id,
+            shards=state.num_processes if sharded else 1,
+        )
+        wanted = any(gather_object([wants_checkpointing(setup.model, memory, wanted)]))
+    return config.with_(train=config.train.model_copy(update={"gradient_checkpointing": wanted}))
 
 
 def without_idle_warmup(config: RunConfig, steps_an_epoch: int) -> RunConfig:
@@ -290,7 +289,7 @@ def score(
     if tokenizer.pad_token_id is None:  # where there is one, the model reads its reward as it was trained to
         prepare_padding(tokenizer, config.kind)
     model = load_model(model_config, config.kind, tokenizer, trainable=False)
-    state = PartialState(cpu=config.train.use_cpu)
+    state = ranks(config)
     precision = choose_precision(config, state)
     if model_config.quantization is None:
         model = model.to(precision.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -21,12 +23,21 @@ from marginkit.data.encoded import EncodedGroups, EncodingReport
 from marginkit.data.encoding import Encoder
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
-from marginkit.models.loading import load_model, load_tokenizer, model_limit, prepare_padding, without_dropout
+from marginkit.models.loading import (
+    fresh_model,
+    fresh_tokenizer,
+    load_model,
+    load_tokenizer,
+    model_limit,
+    prepare_padding,
+    without_dropout,
+)
 from marginkit.models.packing import Rung
 from marginkit.models.rungs import choose_rung
 from marginkit.models.scorer import probe
 from marginkit.preparing import Splits
 from marginkit.progress import progress
+from marginkit.records import content_text
 from marginkit.scoring import Precision, choose_precision
 
 log = logging.getLogger("marginkit")
@@ -61,6 +72,36 @@ class Setup:
     plan: BatchPlan
     words: str
     per: str
+
+
+def ranks(config: RunConfig) -> PartialState:
+    """The processes of a run; one waits for another for `train.extra.ddp_timeout` seconds, by default 1800."""
+    seconds = config.train.extra.get("ddp_timeout", 1800)
+    return PartialState(cpu=config.train.use_cpu, timeout=timedelta(seconds=seconds))
+
+
+def starting_model(config: RunConfig, splits: Splits, out: Path, state: PartialState) -> ModelConfig:
+    """Where training starts from: the configured model, or a small fresh one, made once and kept in the run."""
+    if config.model.path != "fresh":
+        return config.model
+    folder = out / "start"
+    if state.is_main_process and not (folder / "config.json").is_file():
+        encoder = config.model.fresh.arch == "modernbert"
+        if config.model.tokenizer is not None:
+            tokenizer = load_tokenizer(config.model.tokenizer)
+        else:
+            texts = (
+                content_text(content)
+                for group in splits.train
+                for content in (group.prompt, *(response.turns for response in group.responses))
+            )
+            tokenizer = fresh_tokenizer(texts, config.model.fresh.vocab, encoder=encoder)
+        prepare_padding(tokenizer, config.kind)
+        model = fresh_model(config.model.fresh, config.kind, tokenizer, seed=config.seed)
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)  # type: ignore[operator]
+    state.wait_for_everyone()
+    return config.model.model_copy(update={"path": str(folder), "tokenizer": None})
 
 
 def set_up(config: RunConfig, splits: Splits, start: ModelConfig, state: PartialState) -> Setup:
@@ -112,7 +153,7 @@ def _agreed_rung(
     state: PartialState,
 ) -> Rung:
     """The rung of all ranks: where one cannot take it, none does."""
-    sharded = config.train.fsdp is not None or config.train.deepspeed is not None
+    sharded = bool(config.train.fsdp or config.train.deepspeed)
     if start.quantization is None and not sharded:
         model.to(precision.device)  # probed where it will run; a model that is to be sharded stays where it is
     longest = longest_of(encoded)

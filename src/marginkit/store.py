@@ -2,8 +2,8 @@
 
 One folder a model (`store/<fingerprint>/`), one SQLite file a writer. A key is the hash of the tokens the model saw
 (prompt ids, response ids) and of what else decides the number (quantity, dtype, attention, versions), so tokenizer,
-template and truncation are in it by what they produce. A value is one number, or a vector (the state that a head reads),
-each in a table of its own. A transaction holds one batch: `kill -9` loses at most that.
+template and truncation are in it by what they produce. A value is a number or a vector, each kind in a table of its
+own. A transaction holds one batch: `kill -9` loses at most that.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, settings TEXT NOT NULL,
 CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, settings TEXT NOT NULL, value BLOB NOT NULL);
 """
 _FLOAT32 = np.dtype("<f4")  # whatever machine reads the file
+Array = np.ndarray[Any, np.dtype[Any]]
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "fuse.sshfs", "9p"}
 
 
@@ -110,12 +111,12 @@ class ScoreStore:
         """
         self._write("scores", rows)
 
-    def get_vectors(self, keys: Sequence[bytes]) -> list[np.ndarray | None]:
+    def get_vectors(self, keys: Sequence[bytes]) -> list[Array | None]:
         """The kept vectors, [d] float32 each, under the rules of `get`."""
         found = self._read("vectors", keys)
         return [None if value is None else np.frombuffer(value, _FLOAT32).astype(np.float32) for value in found]
 
-    def add_vectors(self, rows: Iterable[tuple[bytes, np.ndarray]]) -> None:
+    def add_vectors(self, rows: Iterable[tuple[bytes, Array]]) -> None:
         """Keep one batch of vectors, rounded to float32, under the rules of `add`."""
         self._write("vectors", ((key, np.asarray(vector, _FLOAT32).tobytes()) for key, vector in rows))
 

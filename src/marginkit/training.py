@@ -102,6 +102,23 @@ class MarginTrainer(Trainer):
         if log_file is not None:
             self.add_callback(LogFile(log_file))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Shard float32 and compute under autocast, as with one process.
+
+        Accelerate's own policy for FSDP2 rounds to bfloat16 whatever goes into and comes out of the model, sums of
+        log-probabilities among it, and there is no autocast then.
+        """
+        super().create_accelerator_and_postprocess()
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None:
+            plugin.mixed_precision_policy = None
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """The autocast that FSDP2 leaves to its policy."""
+        if self.is_fsdp_enabled:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(cache_enabled)
+
     # -- data
 
     def _collate(self, items: list[tuple[MicroBatch, list[Any]]]) -> list[Batch]:

@@ -187,6 +187,7 @@ def _scores(names: Iterable[str], seed: int, *shape: int) -> dict[str, Tensor]:
         "rm_head": draw(*shape, seed=seed + 4),
         "log_collision": draw(*shape, seed=seed + 5, low=-30.0, high=-1.0),
         "hidden": draw(*shape, 4, seed=seed + 6),
+        "entropy": draw(*shape, seed=seed + 7, low=1.0, high=60.0),
     }
     return {name: made[name] for name in names}
 

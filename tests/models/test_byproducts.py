@@ -1,4 +1,4 @@
-"""What a forward pass gives on request, and what it hands through: log collisions, hidden states, joined columns."""
+"""What a forward pass gives on request and hands through: log collisions, entropies, hidden states, joined columns."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import marginkit.models.logprobs as logprobs
 import tiny
 from marginkit.core.tensors import SequenceScores
 from marginkit.errors import BadInput
 from marginkit.models.loading import keep_head_precise
-from marginkit.models.logprobs import token_logprobs
 from marginkit.models.packing import BY_PRODUCTS, Batch, padded_batch
 from marginkit.models.scorer import score, teach
 
-VOCAB, DIM, TOKENS = 37, 8, 23
+PEAKS = ("log_collision", "entropy")
 ENCODERS = ("bert_rm", "modernbert_rm")
 
 
@@ -36,9 +35,9 @@ def batch_for(family: str, *wants: str) -> Batch:
     return batch | ({"wants": wants} if wants else {})
 
 
-def wanted_of(family: str) -> str:
+def wanted_of(family: str) -> tuple[str, ...]:
     """What a family gives on request."""
-    return "log_collision" if family in tiny.POLICIES else "hidden"
+    return BY_PRODUCTS if family in tiny.POLICIES else ("hidden",)
 
 
 def value_of(scores: SequenceScores) -> Tensor:
@@ -48,46 +47,44 @@ def value_of(scores: SequenceScores) -> Tensor:
     return value
 
 
-# ----------------------------------------------------------------------------------------------------- log collisions
+# -------------------------------------------------------------------------------------- log collisions and entropies
 
 
 @torch.no_grad()
-def dense_collision(model: Any, groups: list[Any]) -> list[float]:
-    """The definition: the model's own logits of one unpadded row, a float64 softmax, squares, logs, the sum."""
-    found = []
+def dense_peaks(model: Any, groups: list[Any]) -> Iterator[tuple[float, float]]:
+    """The definitions: the model's own logits of one unpadded row, a float64 softmax, squares or logs, the sums."""
     for group in groups:
         for response in group.response_ids:
             logits = model(input_ids=torch.tensor([group.prompt_ids + response])).logits[0].double()
             p = logits[len(group.prompt_ids) - 1 : -1].softmax(-1)
             assert len(p) == len(response)
-            found.append(float((p * p).sum(-1).log().sum()))
-    return found
+            yield float((p * p).sum(-1).log().sum()), -float((p * p.log()).sum())
 
 
 @pytest.mark.parametrize("rows", [1, 7, None])
 @pytest.mark.parametrize("family", tiny.POLICIES)
-def test_log_collisions_are_those_of_a_dense_softmax(
+def test_log_collisions_and_entropies_are_those_of_a_dense_softmax(
     family: str, rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2e-6 relative to float64, for chunks of one token, of 7, and all at once; float64, one value a response."""
     if rows is not None:
         monkeypatch.setattr(logprobs, "_LOGITS_CPU", rows * tiny.VOCAB)
-    model, batch = tiny.model(family), batch_for(family, "log_collision")
+    model, batch = tiny.model(family), batch_for(family, *PEAKS)
     scores = score(model, batch)
-    assert scores.log_collision is not None
-    assert scores.log_collision.dtype == torch.float64
-    assert not scores.log_collision.requires_grad
-    wanted = dense_collision(model, groups_for(family))
     uniform = [-math.log(tiny.VOCAB) * float(count) for count in batch["length"]]
     far = 0.001 if family == "gemma2" else 0.1  # its cap on logits holds it near uniform
-    assert all(abs(w - u) > far for w, u in zip(wanted, uniform, strict=True)), "not a uniform policy"
-    assert scores.log_collision.tolist() == pytest.approx(wanted, rel=2e-6)
+    for name, wanted in zip(PEAKS, zip(*dense_peaks(model, groups_for(family)), strict=True), strict=True):
+        found = getattr(scores, name)
+        assert found.dtype == torch.float64
+        assert not found.requires_grad
+        assert all(abs(abs(w) + u) > far for w, u in zip(wanted, uniform, strict=True)), "not a uniform policy"
+        assert found.tolist() == pytest.approx(wanted, rel=2e-6)
 
 
 @pytest.mark.parametrize("family", tiny.POLICIES)
 def test_a_uniform_policy_collides_once_in_v(family: str) -> None:
-    """Output weights 0: -log V a token, as log p itself, so that WPO's weight is 1."""
-    model, batch = tiny.model(family), batch_for(family, "log_collision")
+    """Output weights 0: -log V a token, as log p itself, so that WPO's weight is 1; the entropy is log V."""
+    model, batch = tiny.model(family), batch_for(family, *PEAKS)
     with torch.no_grad():
         for weight in model.get_output_embeddings().parameters():
             weight.zero_()
@@ -95,87 +92,7 @@ def test_a_uniform_policy_collides_once_in_v(family: str) -> None:
     wanted = (-math.log(tiny.VOCAB) * batch["length"]).tolist()
     assert scores.log_collision.tolist() == pytest.approx(wanted, rel=1e-6)
     assert scores.logp.tolist() == pytest.approx(wanted, rel=1e-6)
-
-
-@pytest.mark.parametrize("shift", [0.0, 3e3])
-def test_a_collision_keeps_its_precision_where_the_policy_is_sure_and_its_logits_are_large(shift: float) -> None:
-    """A gap of 12 nats over one rival: log sum p^2 = -1.2e-5, to 2e-7, with logits around 0 or 3000."""
-    logits = torch.full((1, VOCAB), -1e4)
-    logits[0, 3], logits[0, 5] = 0.0, -12.0
-    _, found = token_logprobs(
-        lambda _: logits + shift, torch.zeros(1, DIM), torch.tensor([3]), vocab=VOCAB, collision=True
-    )
-    p = torch.tensor([0.0, -12.0], dtype=torch.float64).softmax(0)
-    assert found is not None
-    assert float(found) == pytest.approx(float((p * p).sum().log()), abs=2e-7)
-
-
-def test_tokens_that_cannot_be_said_do_not_count() -> None:
-    """Logits of -inf: the collision over the others."""
-    logits = torch.randn(TOKENS, VOCAB, generator=torch.Generator().manual_seed(0))
-    logits[:, 20:] = -torch.inf
-    logp, found = token_logprobs(
-        lambda at: logits[: len(at)], torch.zeros(TOKENS, DIM), torch.zeros(TOKENS).long(), vocab=VOCAB, collision=True
-    )
-    p = logits[:, :20].double().softmax(-1)
-    assert found is not None
-    assert found.tolist() == pytest.approx((p * p).sum(-1).log().tolist(), abs=1e-6)
-    assert torch.isfinite(logp).all()
-
-
-@pytest.mark.parametrize("budget", [1, 5 * VOCAB, 10**6])
-def test_one_pass_of_the_head_gives_both(budget: int) -> None:
-    """As many rows through the head as without, never more at once; gradients bitwise equal, for 23, 5 and 1 chunks."""
-    torch.manual_seed(0)
-    layer = nn.Linear(DIM, VOCAB)
-    hidden = (2 * torch.randn(TOKENS, DIM)).requires_grad_(True)
-    tokens = torch.randint(0, VOCAB, (TOKENS,))
-    scale = torch.randn(TOKENS)
-    inputs = (hidden, layer.weight, layer.bias)
-
-    def run(collision: bool) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...], list[int], list[int]]:
-        seen: list[int] = []
-
-        def head(states: Tensor) -> Tensor:
-            seen.append(len(states))
-            logits: Tensor = layer(states)
-            return logits
-
-        logp, agree = token_logprobs(head, hidden, tokens, vocab=VOCAB, collision=collision, budget=budget)
-        forward = list(seen)
-        return logp, agree, torch.autograd.grad((scale * logp).sum(), inputs), forward, seen
-
-    plain, nothing, plain_gradients, plain_forward, plain_all = run(False)
-    both, agree, gradients, forward, everything = run(True)
-    assert nothing is None
-    assert torch.equal(plain, both)
-    assert all(torch.equal(a, b) for a, b in zip(plain_gradients, gradients, strict=True))
-    assert agree is not None
-    assert not agree.requires_grad
-    p = layer(hidden).double().softmax(-1)
-    assert (agree - (p * p).sum(-1).log()).abs().max() <= 1e-6
-    assert forward == plain_forward
-    assert everything == plain_all
-    assert sum(forward) == TOKENS
-    assert max(forward) == {1: 1, 5 * VOCAB: 5, 10**6: TOKENS}[budget]
-
-
-def test_a_collision_is_computed_only_on_request_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not without; with, once a chunk, and not again when the backward recomputes the chunk."""
-    calls: list[int] = []
-    exp = Tensor.exp_  # nothing but the collision calls it
-    monkeypatch.setattr(Tensor, "exp_", lambda value: (calls.append(len(value)), exp(value))[1])
-    layer, rows = nn.Linear(DIM, VOCAB), []
-    layer.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
-    hidden = torch.randn(TOKENS, DIM, requires_grad=True)
-    for collision, wanted in ((False, []), (True, [5, 5, 5, 5, 3])):
-        rows.clear()
-        logp, _ = token_logprobs(
-            layer, hidden, torch.zeros(TOKENS).long(), vocab=VOCAB, collision=collision, budget=5 * VOCAB
-        )
-        logp.sum().backward()
-        assert sum(rows) == 2 * TOKENS, "recomputed"
-        assert calls == wanted
+    assert (-scores.entropy).tolist() == pytest.approx(wanted, rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------ hidden states
@@ -254,10 +171,10 @@ def test_hidden_states_take_no_second_pass_and_leave_no_hook(family: str) -> Non
 def test_scores_and_gradients_are_the_same_with_and_without_by_products(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bitwise, in chunks of 7 tokens; without a wish nothing of the kind comes back, with one just that."""
+    """Bitwise, in chunks of 7 tokens; without a wish nothing of the kind comes back, with wishes just those."""
     monkeypatch.setattr(logprobs, "_LOGITS_CPU", 7 * tiny.VOCAB)
     found = []
-    for wants in ((), (wanted_of(family),)):
+    for wants in ((), wanted_of(family)):
         model = teach(tiny.model(family))
         scores = model(batch=batch_for(family, *wants))
         assert tuple(name for name in BY_PRODUCTS if getattr(scores, name) is not None) == wants
@@ -274,7 +191,7 @@ def test_scores_and_gradients_are_the_same_with_and_without_by_products(
 @pytest.mark.parametrize(
     ("family", "wish", "message"),
     [
-        ("llama", "hidden", "the score hidden is wanted of a policy, .* gives log_collision"),
+        ("llama", "grade", "the score grade is wanted of a policy, .* gives log_collision, entropy, hidden"),
         ("llama_rm", "log_collision", "the score log_collision is wanted of a reward model, .* gives hidden"),
         ("bert_rm", "entropy", "the score entropy is wanted of a reward model"),
     ],
@@ -324,3 +241,11 @@ def test_grades_of_responses_and_of_pairs_are_the_same_grades() -> None:
 def test_every_by_product_is_a_score_field() -> None:
     """A recipe asks for it by the same name."""
     assert {field.name for field in fields(SequenceScores)} >= set(BY_PRODUCTS)
+
+
+@pytest.mark.parametrize("name", BY_PRODUCTS)
+def test_a_policy_gives_one_by_product_without_the_others(name: str) -> None:
+    """Nothing is given that nobody asked for."""
+    with torch.no_grad():
+        scores = score(tiny.model("llama"), batch_for("llama", name))
+    assert [other for other in BY_PRODUCTS if getattr(scores, other) is not None] == [name]

@@ -1,18 +1,19 @@
-"""Our scores are the model's own: log-probabilities in chunks, rewards where transformers reads them."""
+"""Our scores are the model's own: log-probabilities of responses, rewards where transformers reads them."""
 
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import marginkit.models.logprobs as logprobs
 import tiny
 from marginkit.config import resolve
 from marginkit.errors import BadInput
+from marginkit.models.head import LogitTransform
 from marginkit.models.loading import (
     add_lora,
     core_of,
@@ -21,79 +22,8 @@ from marginkit.models.loading import (
     model_limit,
     without_dropout,
 )
-from marginkit.models.logprobs import sum_by_owner, token_logprobs
 from marginkit.models.packing import padded_batch
-from marginkit.models.scorer import probe, score, teach
-
-# ------------------------------------------------------------------------------------------------ log-probabilities
-
-VOCAB, DIM, TOKENS = 37, 8, 23
-
-
-def full(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """The definition: log-softmax over all logits, then the token's."""
-    return head(hidden).float().log_softmax(-1)[torch.arange(len(tokens)), tokens]
-
-
-@pytest.mark.parametrize("budget", [1, VOCAB, 5 * VOCAB, 10**6])
-def test_chunked_log_probabilities_are_those_of_the_full_softmax(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values within 1e-6, gradients of states and head within 1e-5, for 23, 23, 5 and 1 chunks, checkpointed."""
-    torch.manual_seed(0)
-    head = nn.Linear(DIM, VOCAB)
-    hidden = (2 * torch.randn(TOKENS, DIM)).requires_grad_(True)
-    tokens = torch.randint(0, VOCAB, (TOKENS,))
-    chunks: list[int] = []
-    counted = logprobs.checkpoint
-    monkeypatch.setattr(logprobs, "checkpoint", lambda *a, **k: (chunks.append(1), counted(*a, **k))[1])
-    ours, _ = token_logprobs(head, hidden, tokens, vocab=VOCAB, budget=budget)
-    assert len(chunks) == {1: 23, VOCAB: 23, 5 * VOCAB: 5, 10**6: 0}[budget]
-    wanted = full(head, hidden, tokens)
-    assert (ours - wanted).abs().max() <= 1e-6
-    scale = torch.randn(TOKENS)
-    inputs = (hidden, head.weight, head.bias)
-    for left, right in zip(
-        torch.autograd.grad((scale * ours).sum(), inputs),
-        torch.autograd.grad((scale * wanted).sum(), inputs),
-        strict=True,
-    ):
-        assert (left - right).abs().max() <= 1e-5
-    with torch.no_grad():
-        chunks.clear()
-        assert torch.equal(token_logprobs(head, hidden, tokens, vocab=VOCAB, budget=budget)[0], ours.detach())
-        assert not chunks, "nothing is recomputed where no gradient is asked for"
-
-
-def test_a_chunk_never_holds_more_logits_than_the_budget() -> None:
-    """The head is called with at most budget / vocab rows."""
-    seen: list[int] = []
-
-    def head(states: Tensor) -> Tensor:
-        seen.append(len(states))
-        return states @ torch.ones(DIM, VOCAB)
-
-    token_logprobs(head, torch.randn(TOKENS, DIM), torch.zeros(TOKENS, dtype=torch.long), vocab=VOCAB, budget=4 * VOCAB)
-    assert max(seen) == 4
-    assert sum(seen) == TOKENS
-
-
-def test_half_precision_logits_are_normalised_in_float32() -> None:
-    """bfloat16 logits go through a float32 log-softmax: exactly the float32 result on the rounded logits."""
-    logits = (4 * torch.randn(TOKENS, VOCAB, generator=torch.Generator().manual_seed(0))).bfloat16()
-    tokens = torch.arange(TOKENS)
-    ours, _ = token_logprobs(lambda at: logits[at[:, 0].long()], tokens[:, None].bfloat16(), tokens, vocab=VOCAB)
-    assert ours.dtype == torch.float32
-    assert torch.allclose(ours, logits.float().log_softmax(-1)[tokens, tokens], atol=1e-6)
-
-
-def test_token_values_are_summed_in_float64() -> None:
-    """4,000 tokens of -0.925 nats: a float32 running sum is off by 1e-3 and more, ours is exact to 1e-9."""
-    values = torch.full((4001,), -0.925, dtype=torch.float32)
-    values[-1] = -1.0
-    owner = torch.tensor([0] * 4000 + [1])
-    summed = sum_by_owner(values, owner, 3)
-    assert summed.dtype == torch.float64
-    assert summed.tolist() == pytest.approx([4000 * float(values[0]), -1.0, 0.0], abs=1e-9)
-
+from marginkit.models.scorer import _logit_transform, probe, score, teach
 
 # ------------------------------------------------------------------------------------------------------- families
 
@@ -151,6 +81,22 @@ def test_gemmas_cap_on_logits_is_applied() -> None:
         model.config.final_logit_softcapping = None
         bare = score(model, padded_batch(groups, pad_id=0)).logp
     assert (capped - bare).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("set_by", "config"),
+    [
+        (LogitTransform(), {}),
+        (LogitTransform(softcap=30.0), {"final_logit_softcapping": 30.0}),
+        (LogitTransform(scale=0.0625), {"logit_scale": 0.0625}),
+        (LogitTransform(scale=0.5), {"lm_head_multiplier": 0.5}),
+        (LogitTransform(scale=0.125), {"logits_scaling": 8.0}),
+        (LogitTransform(), {"final_logit_softcapping": None, "logit_scale": None, "logits_scaling": None}),
+    ],
+)
+def test_what_families_do_to_logits_is_read_from_their_config(set_by: LogitTransform, config: dict[str, Any]) -> None:
+    """Gemma caps, Cohere and Falcon-H1 multiply, Granite divides."""
+    assert _logit_transform(SimpleNamespace(**config)) == set_by
 
 
 @pytest.mark.parametrize("pad_id", [0, 2])

@@ -192,3 +192,19 @@ def test_a_saved_policy_is_scored_against_a_reference_that_is_named(
     alone = score(run.checkpoint, held, recipe="dpo", reference=str(run.config.model.path))
     table = pq.read_table(run.path / "tables" / "responses.parquet")
     assert alone.responses["reward"].to_pylist() == pytest.approx(table["reward"].to_pylist(), abs=1e-5)
+
+
+def test_an_adapter_of_virtual_tokens_is_refused(tmp_path: Path) -> None:
+    """Its tokens exist in the wrapper's forward alone: scored here they would silently be left out."""
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
+    from marginkit.config import ModelConfig
+    from marginkit.models.loading import load_model
+
+    base = tiny.save(tmp_path / "base", "llama")
+    own = tiny.model("llama")
+    own.name_or_path = base
+    config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2, base_model_name_or_path=base)
+    get_peft_model(own, config).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(BadInput, match="PROMPT_TUNING adapter puts virtual tokens before a prompt; use LoRA"):
+        load_model(ModelConfig(path=str(tmp_path / "adapter")), "policy", load_tokenizer(base))

@@ -38,6 +38,8 @@ HOOKS = {
     "get_train_dataloader": (),
     "get_eval_dataloader": ("eval_dataset",),
     "compute_loss_context_manager": (),
+    "create_accelerator_and_postprocess": (),
+    "autocast_smart_context_manager": ("cache_enabled",),
     "_wrap_model": ("model", "training", "dataloader"),
     "_save_optimizer_and_scheduler": ("output_dir",),
     "_load_optimizer_and_scheduler": ("checkpoint",),

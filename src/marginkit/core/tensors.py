@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marginkit.errors import BadInput, ShapeError
 
-SCORE_FIELDS = ("logp", "ref_logp", "length", "head", "rm_head", "log_collision")
+SCORE_FIELDS = ("logp", "ref_logp", "length", "head", "rm_head", "log_collision", "entropy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class SequenceScores:
         head: [R] output of the model's reward head.
         rm_head: [R] output of another, frozen reward model.
         log_collision: [R] nats, sum over response tokens of log sum_v p(v)^2.
+        entropy: [R] nats, sum over response tokens of -sum_v p(v) log p(v).
         hidden: [R, d] last hidden state of the response.
         grade: [R] dataset units, for objectives per response; NaN where there is none.
     """
@@ -38,6 +39,7 @@ class SequenceScores:
     head: Float[Tensor, " response"] | None = None
     rm_head: Float[Tensor, " response"] | None = None
     log_collision: Float[Tensor, " response"] | None = None
+    entropy: Float[Tensor, " response"] | None = None
     hidden: Float[Tensor, "response dim"] | None = None
     grade: Float[Tensor, " response"] | None = None
 
@@ -93,6 +95,7 @@ class PairScores:
         head: [P, 2] logits.
         rm_head: [P, 2] logits of another, frozen reward model.
         log_collision: [P, 2] nats.
+        entropy: [P, 2] nats.
         hidden: [P, 2, d].
         grade: [P, 2] dataset units.
         utility: [P, 2] logits.
@@ -119,6 +122,7 @@ class PairScores:
     head: Float[Tensor, "pair 2"] | None = None
     rm_head: Float[Tensor, "pair 2"] | None = None
     log_collision: Float[Tensor, "pair 2"] | None = None
+    entropy: Float[Tensor, "pair 2"] | None = None
     hidden: Float[Tensor, "pair 2 dim"] | None = None
     grade: Float[Tensor, "pair 2"] | None = None
     utility: Float[Tensor, "pair 2"] | None = None

@@ -110,7 +110,8 @@ def attend_segments(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
                 position_bias=position_bias, **kwargs,
             )  # fmt: skip
-        return _explicit(query, key, value, _additive(attention_mask, query), dropout, scaling, softcap, s_aux), None
+        additive = _additive(attention_mask, query, key)
+        return _explicit(query, key, value, additive, dropout, scaling, softcap, s_aux), None
     if position_bias is not None or not getattr(module, "is_causal", True):
         raise NotImplementedError("segments: attention with a position bias, or in both directions")
     outputs = []
@@ -126,7 +127,7 @@ def attend_segments(
         queries = query[:, :, own]
         mask = segments.mask(queries.shape[2], keys.shape[2], sliding_window, query)
         if softcap is not None or s_aux is not None:
-            additive = _additive(mask, queries)
+            additive = _additive(mask, queries, keys)
             outputs.append(_explicit(queries, keys, values, additive, dropout, scaling, softcap, s_aux))
             continue
         grouped = queries.shape[1] != keys.shape[1]
@@ -174,11 +175,14 @@ def _explicit(
     return (nn.functional.dropout(weights, dropout) @ value).transpose(1, 2).contiguous()
 
 
-def _additive(mask: Tensor | None, query: Tensor) -> Tensor:
-    """An ordinary call's mask as numbers to add; none means causal."""
+def _additive(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """An ordinary call's mask as numbers to add; none means what it means to SDPA.
+
+    Causal from the first key on, whatever empty places of a static cache follow; a single query sees all.
+    """
     if mask is None:
-        length = query.shape[2]
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        queries, keys = query.shape[2], key.shape[2]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys if queries == 1 else 0)
     if mask.dtype != torch.bool:
         return mask
     low = torch.finfo(query.dtype).min  # not -inf: a row of padding sees nothing

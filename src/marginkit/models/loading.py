@@ -200,8 +200,12 @@ def load_model(config: ModelConfig, kind: Kind, tokenizer: Any, *, trainable: bo
         raise BadInput(f"model.path={path}: {_first_line(error)}") from None
     fit_embeddings(model, tokenizer)
     if adapter.is_file():
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
+        adapted = PeftConfig.from_pretrained(path)
+        if adapted.is_prompt_learning:  # its virtual tokens exist in the wrapper's forward alone
+            kind_of = getattr(adapted.peft_type, "value", adapted.peft_type)
+            raise BadInput(f"model.path={path}: a {kind_of} adapter puts virtual tokens before a prompt; use LoRA")
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     elif config.lora is not None and trainable:
         model = add_lora(model, config, kind)

@@ -31,8 +31,8 @@ joined in; response_grade [R] dataset units; pairs [P, 2]; grade, utility [P, 2]
 wants: names out of `BY_PRODUCTS`, which the forward pass then computes beside its scores; absent for none.
 """
 
-BY_PRODUCTS = ("log_collision", "hidden")
-"""Score fields that a forward pass gives only on request: the first of a policy, the second of a reward model."""
+BY_PRODUCTS = ("log_collision", "entropy", "hidden")
+"""Score fields that a forward pass gives only on request: a policy all of them, a reward model the last."""
 
 Rung = Literal["flex", "segments", "dense", "rows"]
 """How attention is computed: packed rows in one of three ways, or padded rows."""

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from marginkit.core.tensors import SequenceScores
 from marginkit.errors import BadInput
 from marginkit.models.attention import model_inputs
+from marginkit.models.head import LogitTransform
 from marginkit.models.loading import core_of, is_reward_model
 from marginkit.models.logprobs import sum_by_owner, token_logprobs
-from marginkit.models.packing import Batch
+from marginkit.models.packing import BY_PRODUCTS, Batch
 
 _PROBE_TOLERANCE = 2e-3
 
@@ -46,6 +47,7 @@ def score(core: Any, batch: Batch) -> SequenceScores:
     What `batch["wants"]` names comes out of the same pass, without a gradient, and costs nothing unless named:
 
     log_collision: of a policy, [R] nats, log sum_v p(v)^2 summed over response tokens.
+    entropy: of a policy, [R] nats, -sum_v p(v) log p(v) summed over response tokens.
     hidden: [R, d] float32, the last hidden state, after the final norm where the family has one. A decoder (llama,
         qwen2, gpt2, ...) gives it at the response's last token, where a head reads the reward; an encoder (BERT,
         ModernBERT, ...) at the first token of the row, however its head pools.
@@ -64,25 +66,22 @@ def score(core: Any, batch: Batch) -> SequenceScores:
         head, hidden = _head(core, batch, want_hidden="hidden" in wants)
         return SequenceScores(head=head, hidden=hidden, **given)
     states = core.base_model(**model_inputs(core, batch), use_cache=False).last_hidden_state.flatten(0, 1)
-    tokens = batch["predict"]
-    at = states[batch["predict_at"]]
     hidden = states[batch["read_at"]].detach().float() if "hidden" in wants else None
-    output = core.get_output_embeddings()
-    transform = _logit_transform(core.config.get_text_config())
-    logp, log_collision = token_logprobs(
-        lambda chunk: transform(output(chunk)),
-        at,
-        tokens,
-        vocab=core.config.get_text_config().vocab_size,
-        collision="log_collision" in wants,
+    tokens = token_logprobs(
+        core.get_output_embeddings(),
+        states[batch["predict_at"]],
+        batch["predict"],
+        transform=_logit_transform(core.config.get_text_config()),
+        wants=[name for name in wants if name != "hidden"],
     )
 
-    def summed(values: Tensor) -> Tensor:
-        return sum_by_owner(values, batch["owner"], len(batch["length"]))
+    def summed(values: Tensor | None) -> Tensor | None:
+        return None if values is None else sum_by_owner(values, batch["owner"], len(batch["length"]))
 
     return SequenceScores(
-        logp=summed(logp),
-        log_collision=None if log_collision is None else summed(log_collision),
+        logp=summed(tokens.logp),
+        log_collision=summed(tokens.log_collision),
+        entropy=summed(tokens.entropy),
         hidden=hidden,
         **given,
     )
@@ -90,12 +89,11 @@ def score(core: Any, batch: Batch) -> SequenceScores:
 
 def _wanted(core: Any, batch: Batch) -> tuple[str, ...]:
     wants: tuple[str, ...] = batch.get("wants", ())
-    kind, has = ("reward model", ("hidden",)) if is_reward_model(core) else ("policy", ("log_collision", "hidden"))
+    kind, has = ("reward model", ("hidden",)) if is_reward_model(core) else ("policy", BY_PRODUCTS)
     for name in wants:
         if name not in has:
             raise BadInput(
-                f"the score {name} is wanted of a {kind}, which has no such score; "
-                f"on request it gives {' and '.join(has)}"
+                f"the score {name} is wanted of a {kind}, which has no such score; on request it gives {', '.join(has)}"
             )
     return wants
 
@@ -131,22 +129,12 @@ def _first_tokens(base: Any, seen: list[Tensor]) -> Any:
     return base.register_forward_hook(note)
 
 
-def _logit_transform(config: Any) -> Any:
+def _logit_transform(config: Any) -> LogitTransform:
     """What some families do to logits after the output layer."""
     softcap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
     divide = getattr(config, "logits_scaling", None)
-
-    def transform(logits: Tensor) -> Tensor:
-        if scale:
-            logits = logits * scale
-        if divide:
-            logits = logits / divide
-        if softcap:
-            logits = torch.tanh(logits / softcap) * softcap
-        return logits
-
-    return transform
+    return LogitTransform(scale=(scale or 1.0) / (divide or 1.0), softcap=softcap or None)
 
 
 @torch.no_grad()

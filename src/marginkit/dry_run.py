@@ -1,0 +1,202 @@
+"""`marginkit train ... --dry-run`: what a run will compute, take and hold, before anything is trained or written."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marginkit.batching import MicroBatch
+from marginkit.config import RunConfig
+from marginkit.cost import measured_peak, pair_tokens
+from marginkit.errors import BadInput
+from marginkit.memory import Memory, estimate, in_words, wants_checkpointing
+from marginkit.models.loading import core_of
+from marginkit.models.packing import make_batch, number_dtype
+from marginkit.models.scorer import score
+from marginkit.preparing import prepare
+from marginkit.requirements import check_model
+from marginkit.scoring import to_device
+from marginkit.setup import Setup, ranks, set_up, starting_model
+
+log = logging.getLogger("marginkit")
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will be.
+
+    Args:
+        recipe: its name.
+        layout: the rung: how rows are laid out and attention is computed.
+        groups, responses, pairs: of the training data.
+        steps: optimizer steps in all; steps_an_epoch: of an epoch.
+        tokens: an epoch computes, padding and repeated prompts included.
+        seen: tokens of an epoch's data: each prompt and each response once.
+        pair_tokens: tokens that a trainer of padded pairs would compute; 0 where there are no pairs.
+        seconds_a_step: forward and backward passes of a mean step, from those timed; the update comes on top.
+        goodput: irreducible operations / time / measured peak, of the timed passes.
+        peak: operations a second of a matrix multiplication here.
+        reference_responses: to be scored once by frozen models, where the store does not have them.
+        reference_seconds: about how long that takes.
+        memory: what one rank needs and has.
+        checkpointing: whether activations are computed again in the backward pass.
+    """
+
+    recipe: str
+    layout: str
+    groups: int
+    responses: int
+    pairs: int
+    steps: int
+    steps_an_epoch: int
+    tokens: int
+    seen: int
+    pair_tokens: int
+    seconds_a_step: float
+    goodput: float
+    peak: float
+    reference_responses: int
+    reference_seconds: float
+    memory: Memory
+    checkpointing: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self) | {"fits": self.memory.fits or self.checkpointing}
+
+    def in_words(self) -> list[tuple[str, str]]:
+        """Rows of a table: what, and how much."""
+        rows = [
+            ("data", f"{self.groups} groups, {self.responses} responses, {self.pairs} pairs"),
+            ("layout", self.layout),
+            ("steps", f"{self.steps} optimizer steps, {self.steps_an_epoch} an epoch"),
+            ("tokens an epoch", f"{self.tokens:,} computed for {self.seen:,} of data"),
+        ]
+        if self.pair_tokens:
+            times = self.pair_tokens / self.tokens
+            rows.append(("", f"{self.pair_tokens:,} in a trainer of padded pairs: {times:.1f} times as many"))
+        whole = _duration(self.seconds_a_step * self.steps)
+        rows.append(("time", f"{_duration(self.seconds_a_step)} a step, {whole} in all, updates and evaluation apart"))
+        rows.append(("goodput", f"{self.goodput:.0%} of {self.peak / 1e9:,.0f} GFLOP/s, measured"))
+        if self.reference_responses:
+            most = _duration(self.reference_seconds)
+            rows.append(("scored before", f"{self.reference_responses} responses in {most}, less what the store has"))
+        held = self.memory
+        parts = {"weights": held.weights, "gradients": held.gradients, "optimizer": held.optimizer}
+        parts["activations"] = held.activations
+        rows.append(("memory", ", ".join(f"{name} {in_words(size)}" for name, size in parts.items())))
+        enough = "enough" if held.fits else "not enough"
+        rows.append(("", f"{in_words(held.needed)} beside the weights, {in_words(held.free)} free: {enough}"))
+        rows.append(("checkpointing", "activations are computed again" if self.checkpointing else "off"))
+        return rows
+
+
+def dry_run(config: RunConfig) -> Forecast:
+    """Encode, pack, probe and time a run without training it. Nothing is written.
+
+    Args:
+        config: the run.
+
+    Returns:
+        What it will be. Times are of a few passes timed here and now; the optimizer's update comes on top.
+
+    Raises:
+        BadInput: what the run itself would refuse.
+    """
+    check_model(config)
+    state = ranks(config)
+    if state.num_processes > 1:
+        raise BadInput("--dry-run: is for one process; start it without a launcher")
+    splits = prepare(config)
+    with tempfile.TemporaryDirectory() as folder:
+        setup = set_up(config, splits, starting_model(config, splits, Path(folder), state), state)
+    return forecast(config, setup)
+
+
+def forecast(config: RunConfig, setup: Setup) -> Forecast:
+    """What a run that is set up will be."""
+    plan, shapes = setup.plan, setup.plan.shapes
+    train = setup.encoded["train"]
+    memory = estimate(
+        setup.model, train, plan, config.train, setup.precision, setup.rung, pad_id=setup.tokenizer.pad_token_id
+    )
+    checkpointing = wants_checkpointing(setup.model, memory, config.train.gradient_checkpointing)
+    if checkpointing:
+        core_of(setup.model).gradient_checkpointing_enable()
+    step = plan.step(range(min(plan.prompts_per_step, len(shapes))))[0]
+    seconds, operations = _timed(setup, step)
+    peak = measured_peak(setup.precision)
+    whole = sum(map(setup.cost.group, shapes))
+    tokens = sum(plan.tokens(micro) for (own,) in plan.steps(epoch=0) for micro in own)
+    epochs = math.ceil(len(plan) * config.train.num_train_epochs)
+    frozen = [name for name in ("ref_logp", "rm_head") if name in setup.loss.needs]
+    every = [shape for groups in setup.encoded.values() for shape in groups.shapes()]
+    return Forecast(
+        recipe=config.recipe,
+        layout=setup.rung,
+        groups=len(shapes),
+        responses=sum(len(shape.responses) for shape in shapes),
+        pairs=sum(len(group.chosen) for group in train),
+        steps=config.train.max_steps if config.train.max_steps > 0 else epochs,
+        steps_an_epoch=len(plan),
+        tokens=tokens,
+        seen=sum(shape.packed for shape in shapes),
+        pair_tokens=sum(pair_tokens(group.shape, group.chosen, group.rejected) for group in train),
+        seconds_a_step=seconds / operations * whole / len(plan),
+        goodput=operations / seconds / peak,
+        peak=peak,
+        reference_responses=len(frozen) * sum(len(shape.responses) for shape in every),
+        reference_seconds=len(frozen) * seconds / operations * sum(map(setup.cost.group, every)) / 3,
+        memory=memory,
+        checkpointing=checkpointing,
+    )
+
+
+def _timed(setup: Setup, step: Sequence[MicroBatch]) -> tuple[float, float]:
+    """Seconds and irreducible operations of some passes of a step: the largest, one of the middle, the smallest."""
+    core, device = core_of(setup.model), setup.precision.device
+    core.train()
+    seconds = operations = 0.0
+    picked = [step[0], step[len(step) // 2], step[-1]]
+    for number, micro in enumerate([step[-1], *picked]):
+        groups = [setup.encoded["train"][index] for index in micro.groups]
+        if micro.passes > 1:
+            groups = [groups[0].part(setup.plan.parts(micro.groups[0])[0])]
+        began = time.perf_counter()
+        batch = make_batch(
+            groups, rung=setup.rung, pad_id=setup.tokenizer.pad_token_id, dtype=number_dtype(setup.precision.device)
+        )
+        with setup.precision.context():
+            scores = score(core, to_device(batch, device))
+        made = scores.logp if scores.logp is not None else scores.head
+        assert made is not None
+        made.sum().backward()
+        float(made.detach().sum())  # waits for the device
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        core.zero_grad()
+        if number:  # the first warms up
+            seconds += time.perf_counter() - began
+            operations += sum(setup.cost.group(group.shape) for group in groups)
+    return seconds, operations
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    Example:
+        >>> [_duration(value) for value in (0.0123, 4.2, 250, 9000, 500_000)]
+        ['0.012 s', '4.2 s', '4.2 min', '2.5 h', '5.8 days']
+    """
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
