@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -257,12 +259,16 @@ def test_an_encoder_reads_the_prompt_with_every_response(family: str) -> None:
 
 def test_tokens_of_padded_pairs_are_those_of_a_padded_batch() -> None:
     """Two rows a pair, each with the prompt, as wide as the longer of the two."""
-    one, chosen, rejected = group(), [1, 0, 1], [0, 2, 2]
+    chosen, rejected = [1, 0, 1, 0], [0, 2, 2, 1]
+    one, nan = group(), [math.nan] * 4
+    one = replace(
+        one, chosen=chosen, rejected=rejected, prob=nan, target_gap=nan, strength=nan, weight=nan, tie=[False] * 4
+    )
     laid_out = 0
-    for pair in zip(chosen, rejected, strict=True):
+    for pair in zip(chosen[:3], rejected[:3], strict=True):
         laid_out += make_batch([one.part(pair)], rung="rows", pad_id=0)["input_ids"].numel()
-    assert pair_tokens(SHAPE, chosen, rejected) == laid_out == 2 * (25 + 20 + 25)
-    assert pair_tokens(SHAPE, [], []) == 0
+    assert pair_tokens([one], [1, 1, 1, 0]) == laid_out == 2 * (25 + 20 + 25), "the last is left out by the recipe"
+    assert pair_tokens([one, one], [0.0, 0.5, 0.0, 0.0] + [0.0] * 4) == 2 * 20
 
 
 def test_the_peak_is_measured_once_and_draws_nothing() -> None:

@@ -57,8 +57,9 @@ def test_what_it_foretells_is_what_the_run_does(more: tuple[str, ...], settings:
     )  # fmt: skip
     encoded = tiny.encode(run_groups())
     assert found.seen == sum(group.shape.packed for group in encoded)
-    assert found.pair_tokens == sum(pair_tokens(g.shape, g.chosen, g.rejected) for g in encoded)
-    assert found.pairs == sum(len(group.chosen) for group in encoded)
+    pairs = sum(len(group.chosen) for group in encoded)
+    assert found.pair_tokens == pair_tokens(encoded, [1.0] * pairs)
+    assert found.pairs == pairs
     assert found.reference_responses == sum(len(group.responses) for group in GROUPS)
     assert (found.tokens > found.seen) == bool(more)
     assert found.layout == ("rows" if "train.layout=rows" in more else "segments")

@@ -118,9 +118,13 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def pairs_laid_out(groups: list[Any]) -> int:
-    """Tokens of all pairs, each a padded batch of two rows."""
-    members = [pair for group in groups for pair in zip([group] * 99, group.chosen, group.rejected, strict=False)]
-    return sum(padded_batch([group.part([c, r])], pad_id=0)["input_ids"].numel() for group, c, r in members)
+    """Tokens of the pairs that a hard label keeps, each a padded batch of two rows."""
+    total = 0
+    for group in groups:
+        for chosen, rejected, tie in zip(group.chosen, group.rejected, group.tie, strict=True):
+            if not tie:
+                total += padded_batch([group.part([chosen, rejected])], pad_id=0)["input_ids"].numel()
+    return total
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
-from marginkit.data.encoded import Shape
+from marginkit.data.encoded import EncodedGroup, Shape
 from marginkit.models.attention import windows_of
 from marginkit.models.loading import core_of, is_reward_model
 from marginkit.scoring import Precision
@@ -148,12 +149,19 @@ def measured_peak(precision: Precision) -> float:
     return best
 
 
-def pair_tokens(shape: Shape, chosen: list[int], rejected: list[int]) -> int:
+def pair_tokens(groups: Iterable[EncodedGroup], keep: Iterable[float]) -> int:
     """Tokens of a trainer that runs both members of every pair, prompt included, padded to the longer of the two.
 
-    Example:
-        >>> pair_tokens(Shape(10, (3, 5)), [0], [1])
-        30
+    Its batches pad more, so it is the least that such a trainer computes.
+
+    Args:
+        groups: encoded groups.
+        keep: of each of their pairs, whether it takes part (not 0).
     """
-    lengths = shape.responses
-    return sum(2 * (shape.prompt + max(lengths[c], lengths[r])) for c, r in zip(chosen, rejected, strict=True))
+    total, kept = 0, iter(keep)
+    for group in groups:
+        lengths = group.shape.responses
+        for chosen, rejected in zip(group.chosen, group.rejected, strict=True):
+            if next(kept):
+                total += 2 * (len(group.prompt_ids) + max(lengths[chosen], lengths[rejected]))
+    return total

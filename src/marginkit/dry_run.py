@@ -19,7 +19,7 @@ from marginkit.cost import measured_peak, pair_tokens
 from marginkit.errors import BadInput
 from marginkit.memory import Memory, estimate, in_words, wants_checkpointing
 from marginkit.models.loading import core_of
-from marginkit.models.packing import make_batch, number_dtype
+from marginkit.models.packing import labels_of, make_batch, number_dtype, pair_columns
 from marginkit.models.scorer import score
 from marginkit.preparing import prepare
 from marginkit.requirements import check_model
@@ -36,7 +36,7 @@ class Forecast:
     Args:
         recipe: its name.
         layout: the rung: how rows are laid out and attention is computed.
-        groups, responses, pairs: of the training data.
+        groups, responses, pairs: of the training data; pairs that the recipe trains on.
         steps: optimizer steps in all; steps_an_epoch: of an epoch.
         tokens: an epoch computes, padding and repeated prompts included.
         seen: tokens of an epoch's data: each prompt and each response once.
@@ -131,6 +131,7 @@ def forecast(config: RunConfig, setup: Setup) -> Forecast:
     checkpointing = wants_checkpointing(setup.model, memory, config.train.gradient_checkpointing)
     if checkpointing:
         core_of(setup.model).gradient_checkpointing_enable()
+    keep = _kept_pairs(setup)
     step = plan.step(range(min(plan.prompts_per_step, len(shapes))))[0]
     seconds, operations = _timed(setup, step)
     peak = measured_peak(setup.precision)
@@ -144,12 +145,12 @@ def forecast(config: RunConfig, setup: Setup) -> Forecast:
         layout=setup.rung,
         groups=len(shapes),
         responses=sum(len(shape.responses) for shape in shapes),
-        pairs=sum(len(group.chosen) for group in train),
+        pairs=sum(map(bool, keep)),
         steps=config.train.max_steps if config.train.max_steps > 0 else epochs,
         steps_an_epoch=len(plan),
         tokens=tokens,
         seen=sum(shape.packed for shape in shapes),
-        pair_tokens=sum(pair_tokens(group.shape, group.chosen, group.rejected) for group in train),
+        pair_tokens=pair_tokens(train, keep),
         seconds_a_step=seconds / operations * whole / len(plan),
         goodput=operations / seconds / peak,
         peak=peak,
@@ -158,6 +159,18 @@ def forecast(config: RunConfig, setup: Setup) -> Forecast:
         memory=memory,
         checkpointing=checkpointing,
     )
+
+
+def _kept_pairs(setup: Setup) -> list[float]:
+    """Of every pair of the training data, whether the recipe trains on it (not 0)."""
+    loss, train = setup.loss, setup.encoded["train"]
+    if loss.target is None or loss.per == "response":
+        return [0.0] * sum(len(group.chosen) for group in train)
+    keep: list[float] = []
+    for start in range(0, len(train), 512):
+        columns = pair_columns(list(train[start : start + 512]), torch.float64)
+        keep += loss.kept(labels_of(columns), len(columns["pairs"])).double().tolist()
+    return keep
 
 
 def _timed(setup: Setup, step: Sequence[MicroBatch]) -> tuple[float, float]:

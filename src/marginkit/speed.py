@@ -15,7 +15,7 @@ class Tally:
         steps: optimizer steps.
         seconds: from a step's first forward pass to the end of its update.
         seen: tokens of the data: each prompt and each response once.
-        tokens: tokens computed, with padding and what is repeated.
+        tokens: tokens computed with gradients, padding and repeated prompts included.
         pair_tokens: tokens that a trainer of padded pairs would have computed, see `cost.pair_tokens`.
         operations: irreducible floating-point operations, see `cost`.
     """

@@ -139,8 +139,7 @@ class MarginTrainer(Trainer):
         batch["seen"] = float(sum(group.shape.packed for group in groups)) * micro.real
         batch["tokens"] = float(computed_tokens(batch))
         batch["operations"] = sum(self.cost.group(group.shape) for group in groups) * micro.real
-        of_pairs = sum(pair_tokens(group.shape, group.chosen, group.rejected) for group in groups)
-        batch["pair_tokens"] = float(of_pairs) * micro.real
+        batch["pair_tokens"] = 0.0
         recipe, dtype = self.recipe, batch["length"].dtype
         if recipe.target is None:
             keep = torch.ones_like(batch["length"])
@@ -148,6 +147,7 @@ class MarginTrainer(Trainer):
             keep = recipe.kept(Labels(grade=batch["response_grade"]), len(batch["length"])).to(dtype)
         else:
             keep = recipe.kept(labels_of(batch), len(batch["pairs"])).to(dtype)
+            batch["pair_tokens"] = float(pair_tokens(groups, keep.tolist())) * micro.real
             batch["key"] = pair_keys(batch["rows"], batch["group_of"])
             if recipe.target is not None and "chance" in recipe.target.part.needs:
                 batch["chance"] = self._chance(groups).to(dtype)
@@ -199,7 +199,7 @@ class MarginTrainer(Trainer):
         steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         names = ("units", "seen", "tokens", "pair_tokens", "operations")
         counts = [sum(batch[name] for step in steps for batch in step) for name in names]
-        reduced = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float32, device=device), "sum")
+        reduced = self.accelerator.reduce(torch.tensor(counts, dtype=number_dtype(device), device=device), "sum")
         spent = reduced.tolist()[1:]
         self.state.num_input_tokens_seen += int(spent[0])  # kept in the trainer's state, so it survives a resume
         if self.speed is not None:

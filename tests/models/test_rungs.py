@@ -73,6 +73,8 @@ def another(kind: str) -> Callable[..., Any]:
             kwargs["softcap"] = None
         elif kind == "the sinks are left out":
             kwargs["s_aux"] = None
+        elif kind == "the scores are 0.2 % larger":
+            kwargs["scaling"] *= 1.002
         if segments is not None:
             segments = Segments(tuple(pieces(segments)))
         return attend_segments(*args, segments=segments, sliding_window=sliding_window, **kwargs)
@@ -232,6 +234,12 @@ def test_no_precision_lets_a_real_error_through(
     sabotage(another(kind))
     assert "packed rows differ from padded ones" in str(rungs._try(model, "segments", families.LONGEST))
     assert model.config._attn_implementation == before
+
+
+def test_in_full_precision_small_errors_are_seen(sabotage: Callable[..., None]) -> None:
+    """Attention scores that are 0.2 % larger are far beyond rounding, though no token looks wrong."""
+    sabotage(another("the scores are 0.2 % larger"))
+    assert "differ from padded ones" in str(rungs._try(families.build("Llama"), "segments", families.LONGEST))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

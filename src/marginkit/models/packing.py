@@ -85,7 +85,7 @@ def padded_batch(groups: Sequence[EncodedGroup], *, pad_id: int, dtype: torch.dt
         "read_at": torch.tensor([number * width + (_last(ids, pad_id) or 0) for number, ids in enumerate(rows)]),
         "length": length.to(dtype),
     }
-    return batch | _pair_columns(groups, dtype)
+    return batch | pair_columns(groups, dtype)
 
 
 def packed_batch(
@@ -159,7 +159,7 @@ def packed_batch(
         batch["segments"] = Segments(tuple(pieces))
     else:
         batch |= {name: grid[name] for name in ("group_ids", "segment_ids")}
-    return batch | _pair_columns(groups, dtype)
+    return batch | pair_columns(groups, dtype)
 
 
 def _bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -181,7 +181,8 @@ def _last(ids: Sequence[int], pad_id: int) -> int | None:
     return next((at for at in range(len(ids) - 1, -1, -1) if ids[at] != pad_id), None)
 
 
-def _pair_columns(groups: Sequence[EncodedGroup], dtype: torch.dtype) -> Batch:
+def pair_columns(groups: Sequence[EncodedGroup], dtype: torch.dtype) -> Batch:
+    """What the data says of the pairs and responses of groups, see `Batch`."""
     pairs: list[tuple[int, int]] = []
     group_of: list[int] = []
     first = 0
