@@ -60,7 +60,7 @@ def test_what_the_page_says_of_fsdp_reaches_accelerate(tmp_path: Path) -> None:
     assert made["reshard_after_forward"] is False
     assert made["activation_checkpointing"] is made["cpu_offload"] is True
     assert made["transformer_cls_names_to_wrap"] == "ModernBertEncoderLayer"
-    plain = arguments_of(tmp_path, "train.fsdp=full_shard").fsdp_plugin_args
+    plain = arguments_of(tmp_path, "train.fsdp=true").fsdp_plugin_args
     assert plain["reshard_after_forward"] is True
     assert plain["state_dict_type"] == "FULL_STATE_DICT"
 

@@ -142,7 +142,7 @@ def sharded(name: str, folder: str) -> dict[str, Any]:
     shard_on_cpu()
     seen: dict[str, Any] = {}
     for layout in layouts_of(CASES[name]):
-        trainer, seen[layout] = fitted(CASES[name], layout, Path(folder) / layout, "train.fsdp=full_shard")
+        trainer, seen[layout] = fitted(CASES[name], layout, Path(folder) / layout, "train.fsdp=true")
         assert trainer.args.world_size == 2
         assert trainer.accelerator.is_fsdp2
         assert all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
@@ -225,7 +225,7 @@ def test_an_interrupted_sharded_run_ends_with_the_weights_of_one_that_was_not(tm
         f"store.path={tmp_path / 'store'}",
         "target.gamma=0.5",
         "reward.beta=0.2",
-        "train.fsdp=full_shard",
+        "train.fsdp=true",
         "train.disable_dropout=false",
         "train.learning_rate=0.01",
         "train.lr_scheduler_type=cosine",
@@ -262,7 +262,7 @@ def not_finite(folder: str) -> None:
     groups = test_invariance.groups_for("dpo", 8)
     values = [list(group.ref_logp or ()) for group in groups]
     values[3][0] = float("nan")
-    settings = ("train.prompts_per_step=8", "train.tokens_per_micro_batch=250", "train.fsdp=full_shard")
+    settings = ("train.prompts_per_step=8", "train.tokens_per_micro_batch=250", "train.fsdp=true")
     config = tiny.configured("dpo", *settings)
     tiny.trainer(tiny.model("llama"), config, groups.with_ref_logp(values), Path(folder)).train()
 
