@@ -86,8 +86,7 @@ def train_steps(
     from transformers import get_scheduler
 
     plan = BatchPlan(
-        rows=[len(group.response_ids) for group in groups],
-        lengths=[group.length for group in groups],
+        shapes=[group.shape for group in groups],
         prompts_per_step=settings.prompts_per_step,
         tokens_per_micro_batch=TOKENS,
         seed=seed,
@@ -138,18 +137,17 @@ def _step_loss(loss: Loss, model: Any, batch: Any, share: Tensor) -> Tensor:
 def gaps_of(model: Any, loss: Loss, groups: Sequence[EncodedGroup], pad_id: int) -> np.ndarray[Any, Any]:
     """The gap of every pair, in the order of the groups and their pairs."""
     plan = BatchPlan(
-        rows=[len(g.response_ids) for g in groups],
-        lengths=[g.length for g in groups],
+        shapes=[g.shape for g in groups],
         prompts_per_step=1,
         tokens_per_micro_batch=TOKENS,
     )
     found: dict[int, list[float]] = {}
     model.eval()
-    for micro in plan.in_order():
-        batch = padded_batch([groups[at] for at in micro.groups], pad_id=pad_id)
+    for members in plan.in_order():
+        batch = padded_batch([groups[at] for at in members], pad_id=pad_id)
         rewards = loss.reward(score(model, batch).at(batch["pairs"], labels_of(batch)), **loss.reward_options)
         values = iter(rewards.gap.tolist())
-        for at in micro.groups:
+        for at in members:
             found[at] = [next(values) for _ in groups[at].chosen]
     model.train()
     return np.array([value for at in range(len(groups)) for value in found[at]])

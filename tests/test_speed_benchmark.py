@@ -156,7 +156,7 @@ def test_both_sides_get_the_same_tokens(speed: Any, tmp_path: Path) -> None:
 
 def test_the_page(speed: Any) -> None:
     """All cases, three repeats: every table, the promises judged, the chain's product the headline."""
-    cases = speed.cases.cases("cpu", quick=False, with_trl=True)
+    cases = speed.cases.cases("cpu", quick=False, with_trl=True, long=True)
     assert len({case.name for case in cases}) == len(cases)
     told = [result(case, repeat) for repeat, case in speed.speed.interleaved(cases, 3)]
     text = page(speed, cases, told)

@@ -155,7 +155,7 @@ class TrainConfig(_Section):
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = Field(1.0, ge=0)
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="autocast; auto: bf16 if there is one"
     )

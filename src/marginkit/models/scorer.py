@@ -131,7 +131,7 @@ def _first_tokens(base: Any, seen: list[Tensor]) -> Any:
 
 def _logit_transform(config: Any) -> LogitTransform:
     """What some families do to logits after the output layer."""
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
     divide = getattr(config, "logits_scaling", None)
     return LogitTransform(scale=(scale or 1.0) / (divide or 1.0), softcap=softcap or None)
