@@ -4,11 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all check fix bench docs help
+.PHONY: demo test test-all check fix bench bench-quick docs help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 # torch comes first and pinned: asked for by another package it would be a newer build with gigabytes of CUDA.
 $(STAMP): pyproject.toml constraints.txt
@@ -39,6 +39,10 @@ fix: $(STAMP)  ## what the linter can repair by itself
 bench: $(STAMP)  ## the measurements behind the figures in docs/ (long)
 	$(BIN)/python benchmarks/demo_claims.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/speed.py
+
+bench-quick: $(STAMP)  ## what a training step costs, beside TRL's (about 15 minutes; close everything else)
+	$(BIN)/python benchmarks/speed.py --quick
 
 docs: $(STAMP)  ## regenerate the generated pages of docs/
 	$(BIN)/python docs/methods_page.py

@@ -17,6 +17,7 @@ import marginkit.frozen_scores
 import marginkit.models.loading
 import marginkit.reward_scores
 import marginkit.run
+import marginkit.setup
 import tiny
 from marginkit.config import RunConfig, resolve
 from marginkit.core.scored import madpo_weight
@@ -301,8 +302,8 @@ WEIGHED = ("target.tau=0.5", "target.lam=2")
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading data or loading a model fails the test."""
-    for name in ("load_model", "load_tokenizer", "fresh_model", "prepare"):
-        monkeypatch.setattr(marginkit.run, name, lambda *_, **__: pytest.fail("data or a model was read"))
+    for module, name in ((marginkit.setup, "load_model"), (marginkit.setup, "fresh_model"), (marginkit.run, "prepare")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("data or a model was read"))
 
 
 @pytest.mark.usefixtures("no_model")

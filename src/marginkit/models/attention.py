@@ -11,8 +11,10 @@ dense: one call with a 4D mask over whole rows; for models that leave the attent
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,6 +48,27 @@ class Segments:
 
     pieces: tuple[Piece, ...]
     _masks: dict[Any, Tensor | None] = field(default_factory=dict)
+
+    @cached_property
+    def _edges(self) -> list[int]:
+        """Where a piece, or what it shares, begins or ends."""
+        found = {edge for one in self.pieces for edge in (one.start, one.stop, one.origin, one.origin + one.shared)}
+        return sorted(found)
+
+    def cut(self, row: Tensor) -> Callable[[int, int], Tensor]:
+        """A function that gives the stretch of [1, heads, T, d] between two edges.
+
+        The row is cut once: the backward of a split writes its gradient once, that of each slice all of T.
+        """
+        edges = self._edges
+        parts = row.split([stop - start for start, stop in pairwise(edges)], 2)
+        number = {edge: index for index, edge in enumerate(edges)}
+
+        def stretch(start: int, stop: int) -> Tensor:
+            own = parts[number[start] : number[stop]]
+            return own[0] if len(own) == 1 else torch.cat(own, 2)
+
+        return stretch
 
     def mask(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor | None:
         """Additive mask [queries, keys] of the last `queries` of `keys` positions; None where it is plainly causal.
@@ -115,16 +138,16 @@ def attend_segments(
     if position_bias is not None or not getattr(module, "is_causal", True):
         raise NotImplementedError("segments: attention with a position bias, or in both directions")
     outputs = []
+    query_of, key_of, value_of = (segments.cut(row) for row in (query, key, value))
     for piece in segments.pieces:
-        own = slice(piece.start, piece.stop)
+        queries = query_of(piece.start, piece.stop)
+        keys, values = key_of(piece.start, piece.stop), value_of(piece.start, piece.stop)
         # further back than the window nothing is seen
         first = 0 if sliding_window is None else max(0, piece.shared - sliding_window + 1)
-        before = slice(piece.origin + first, piece.origin + piece.shared)
-        keys, values = key[:, :, own], value[:, :, own]
-        if before.start < before.stop:
-            keys = torch.cat((key[:, :, before], keys), 2)
-            values = torch.cat((value[:, :, before], values), 2)
-        queries = query[:, :, own]
+        if first < piece.shared:
+            seen = piece.origin, piece.origin + piece.shared
+            keys = torch.cat((key_of(*seen)[:, :, first:], keys), 2)
+            values = torch.cat((value_of(*seen)[:, :, first:], values), 2)
         mask = segments.mask(queries.shape[2], keys.shape[2], sliding_window, query)
         if softcap is not None or s_aux is not None:
             additive = _additive(mask, queries, keys)
