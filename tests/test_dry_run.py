@@ -228,3 +228,9 @@ def test_a_run_that_does_not_fit_recomputes_and_changes_no_number(
     monkeypatch.setattr(marginkit.memory, "free_bytes", lambda device: 1)
     assert losses("b") == pytest.approx(plain, rel=1e-6)
     assert seen == [False, True]
+
+
+def test_flex_is_refused_before_it_cannot_go_backward(settings: list[str]) -> None:
+    """Its forward runs on a CPU, its backward does not."""
+    with pytest.raises(BadInput, match=r"train\.layout=flex: .* trains on CUDA alone, this is cpu; use train"):
+        dry_run(resolve("mmpo", [*settings, "train.layout=flex"]))

@@ -65,7 +65,7 @@ ALLOWED["speed"] = set()
 ALLOWED["steps"] = {"batching", "data.encoded"}
 ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "cost", "metering", "neighbours", "passes", "speed", "steps"}
 ALLOWED["memory"] = MODELS_AND_DATA | {"scoring"}
-ALLOWED["dry_run"] = MODELS_AND_DATA | {"cost", "memory", "preparing", "requirements", "scoring", "setup"}
+ALLOWED["dry_run"] = MODELS_AND_DATA | {"cost", "memory", "passes", "preparing", "requirements", "scoring", "setup"}
 ALLOWED["setup"] = MODELS_AND_DATA | {"arguments", "assembly", "cost", "preparing", "scoring"}
 ALLOWED["frozen_scores"] = MODELS_AND_DATA | {"scoring"}
 ALLOWED["reference"] = ALLOWED["reward_scores"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}

@@ -55,7 +55,7 @@ def test_a_log_line_tells_of_the_steps_since_the_last_one(clock: list[float]) ->
     assert speed.recent() == {
         "speed/tokens_per_second": 10.0,
         "speed/goodput": 0.2,
-        "speed/padded_pair_tokens": 4.0,
+        "speed/times_padded_pairs": 4.0,
     }
     assert speed.recent() == {}
     step(speed, clock, 1.0, seen=8, tokens=8, operations=500)
@@ -71,7 +71,7 @@ def test_the_summary_is_of_all_steps(clock: list[float]) -> None:
     told = speed.summary()
     assert told == {
         **{"steps": 2, "seconds": 5.0, "seen": 50, "tokens": 100, "pair_tokens": 400, "operations": 1000.0},
-        **{"peak_operations_per_second": 1000.0, "tokens_per_second": 10.0, "goodput": 0.2, "padded_pair_tokens": 4.0},
+        **{"peak_operations_per_second": 1000.0, "tokens_per_second": 10.0, "goodput": 0.2, "times_padded_pairs": 4.0},
     }
     assert all(type(told[name]) is int for name in ("steps", "seen", "tokens", "pair_tokens"))
     assert json.loads(json.dumps(told)) == told
@@ -167,10 +167,10 @@ def test_a_run_tells_what_it_cost(
     wanted = {"speed/tokens_per_second", "speed/goodput"}
     if recipe == "sft":
         assert cost["pair_tokens"] == 0
-        assert "padded_pair_tokens" not in cost
+        assert "times_padded_pairs" not in cost
     else:
-        wanted |= {"speed/padded_pair_tokens"}
-        assert cost["padded_pair_tokens"] == cost["pair_tokens"] / cost["tokens"]
+        wanted |= {"speed/times_padded_pairs"}
+        assert cost["times_padded_pairs"] == cost["pair_tokens"] / cost["tokens"]
     lines = [line for line in tiny.log_lines(run.path) if "loss" in line]
     assert [line["step"] for line in lines] == [2, 4, 6]
     for line in lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from marginkit.batching import BatchPlan
 from marginkit.config import RunConfig, TrainConfig
 from marginkit.data.encoded import EncodedGroups, Shape
 from marginkit.errors import BadInput
+
+log = logging.getLogger("marginkit")
 
 _OWN_KEYS = {
     "prompts_per_step",
@@ -82,9 +85,14 @@ def training_arguments(config: RunConfig, out: Path, *, precision: str, has_eval
     if clash:
         raise BadInput(f"train.extra.{clash[0]}: set by marginkit; use train.{clash[0]} where there is such a key")
     try:
-        return TrainingArguments(**given, **fixed, **train.extra)
+        made = TrainingArguments(**given, **fixed, **train.extra)
     except (TypeError, ValueError, ImportError) as error:
         raise BadInput(f"train: {str(error).splitlines()[0]}") from None
+    if made.n_gpu > 1:  # DataParallel would cut packed rows in two
+        every = f"torchrun --nproc_per_node {made.n_gpu} -m marginkit ..."
+        log.warning("one of %d GPUs is used; for all of them: %s", made.n_gpu, every)
+        made._n_gpu = 1
+    return made
 
 
 def batch_plan(

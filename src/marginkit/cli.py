@@ -360,7 +360,10 @@ def main() -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        _fail("out of memory; lower train.tokens_per_micro_batch or encoding.max_length, or add model.lora", 1)
+        _fail(
+            "out of memory; lower train.tokens_per_micro_batch, set train.gradient_checkpointing=true, or add model.lora",
+            1,
+        )
 
 
 def _fail(error: object, code: int) -> NoReturn:

@@ -6,8 +6,8 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,22 @@ import torch
 
 from marginkit.batching import MicroBatch
 from marginkit.config import RunConfig
+from marginkit.core.tensors import SequenceScores
 from marginkit.cost import measured_peak, pair_tokens
 from marginkit.errors import BadInput
 from marginkit.memory import Memory, estimate, in_words, wants_checkpointing
 from marginkit.models.loading import core_of
-from marginkit.models.packing import labels_of, make_batch, number_dtype, pair_columns
+from marginkit.models.packing import Batch, labels_of, number_dtype, pair_columns
 from marginkit.models.scorer import score
+from marginkit.passes import batch_of, scores_of
 from marginkit.preparing import prepare
 from marginkit.requirements import check_model
 from marginkit.scoring import to_device
 from marginkit.setup import Setup, ranks, set_up, starting_model
 
 log = logging.getLogger("marginkit")
+
+_STEPS = 16  # optimizer steps that are looked through for passes to time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Forecast:
         reference_seconds: about how long that takes.
         memory: what one rank needs and has.
         checkpointing: whether activations are computed again in the backward pass.
+        control: another recipe that the run trains as well, or None.
     """
 
     recipe: str
@@ -67,10 +72,11 @@ class Forecast:
     reference_seconds: float
     memory: Memory
     checkpointing: bool
+    control: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        return asdict(self) | {"fits": self.memory.fits or self.checkpointing}
+        return asdict(self) | {"fits": self.memory.fits}
 
     def in_words(self) -> list[tuple[str, str]]:
         """Rows of a table: what, and how much."""
@@ -95,6 +101,8 @@ class Forecast:
         rows.append(("memory", ", ".join(f"{name} {in_words(size)}" for name, size in parts.items())))
         enough = "enough" if held.fits else "not enough"
         rows.append(("", f"{in_words(held.needed)} beside the weights, {in_words(held.free)} free: {enough}"))
+        if self.control is not None:
+            rows.append(("control", f"{self.control} is trained as well: about the same again"))
         rows.append(("checkpointing", "activations are computed again" if self.checkpointing else "off"))
         return rows
 
@@ -125,15 +133,17 @@ def forecast(config: RunConfig, setup: Setup) -> Forecast:
     """What a run that is set up will be."""
     plan, shapes = setup.plan, setup.plan.shapes
     train = setup.encoded["train"]
-    memory = estimate(
-        setup.model, train, plan, config.train, setup.precision, setup.rung, pad_id=setup.tokenizer.pad_token_id
-    )
+
+    def memory_now() -> Memory:
+        return estimate(setup.model, train, plan, config.train, setup.precision, setup.rung, pad_id=setup.pad_id)
+
+    memory = memory_now()
     checkpointing = wants_checkpointing(setup.model, memory, config.train.gradient_checkpointing)
     if checkpointing:
         core_of(setup.model).gradient_checkpointing_enable()
+        memory = memory_now()
     keep = _kept_pairs(setup)
-    step = plan.step(range(min(plan.prompts_per_step, len(shapes))))[0]
-    seconds, operations = _timed(setup, step)
+    seconds, operations = _timed(setup)
     peak = measured_peak(setup.precision)
     whole = sum(map(setup.cost.group, shapes))
     tokens = sum(plan.tokens(micro) for (own,) in plan.steps(epoch=0) for micro in own)
@@ -158,6 +168,7 @@ def forecast(config: RunConfig, setup: Setup) -> Forecast:
         reference_seconds=len(frozen) * seconds / operations * sum(map(setup.cost.group, every)) / 3,
         memory=memory,
         checkpointing=checkpointing,
+        control=config.train.control,
     )
 
 
@@ -173,32 +184,41 @@ def _kept_pairs(setup: Setup) -> list[float]:
     return keep
 
 
-def _timed(setup: Setup, step: Sequence[MicroBatch]) -> tuple[float, float]:
-    """Seconds and irreducible operations of some passes of a step: the largest, one of the middle, the smallest."""
-    core, device = core_of(setup.model), setup.precision.device
+def _timed(setup: Setup) -> tuple[float, float]:
+    """Seconds and irreducible operations of some micro-batches of the first steps: the largest, a middle, the smallest."""
+    plan, core, device = setup.plan, core_of(setup.model), setup.precision.device
+
+    def cost(micro: MicroBatch) -> float:
+        return sum(setup.cost.group(plan.shapes[index]) for index in micro.groups)
+
+    def forward(batch: Batch) -> SequenceScores:
+        with setup.precision.context():
+            return score(core, to_device(batch, device))
+
+    micros = sorted((micro for (own,) in islice(plan.steps(epoch=0), _STEPS) for micro in own), key=cost)
     core.train()
     seconds = operations = 0.0
-    picked = [step[0], step[len(step) // 2], step[-1]]
-    for number, micro in enumerate([step[-1], *picked]):
+    for number, micro in enumerate([micros[0], micros[-1], micros[len(micros) // 2], micros[0]]):
         groups = [setup.encoded["train"][index] for index in micro.groups]
-        if micro.passes > 1:
-            groups = [groups[0].part(setup.plan.parts(micro.groups[0])[0])]
         began = time.perf_counter()
-        batch = make_batch(
-            groups, rung=setup.rung, pad_id=setup.tokenizer.pad_token_id, dtype=number_dtype(setup.precision.device)
+        batch = batch_of(
+            plan, micro, groups, rung=setup.rung, pad_id=setup.pad_id, dtype=number_dtype(setup.precision.device)
         )
-        with setup.precision.context():
-            scores = score(core, to_device(batch, device))
-        made = scores.logp if scores.logp is not None else scores.head
-        assert made is not None
-        made.sum().backward()
-        float(made.detach().sum())  # waits for the device
+        if "passes" in batch:
+            with torch.no_grad():
+                scores_of(forward, batch)
+        for one in batch.get("passes", (batch,)):
+            scores = forward(one)
+            made = scores.logp if scores.logp is not None else scores.head
+            assert made is not None
+            made.sum().backward()
+            float(made.detach().sum())  # waits for the device
         if device.type == "cuda":
             torch.cuda.synchronize()
         core.zero_grad()
         if number:  # the first warms up
             seconds += time.perf_counter() - began
-            operations += sum(setup.cost.group(group.shape) for group in groups)
+            operations += cost(micro)
     return seconds, operations
 
 

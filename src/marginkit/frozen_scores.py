@@ -87,10 +87,6 @@ def frozen_scores(
     make |= {"tokens": config.train.tokens_per_micro_batch, "precision": model.precision}
     scores: dict[str, list[list[float]]] = {}
     with ScoreStore(folder, fingerprint, settings) as store:
-        for count, other in store.under_other_settings():
-            log.info(
-                "store: %d scores of this model are kept under %s; not used", count, describe_settings(settings, other)
-            )
         total = 0
         for name, groups in encoded.items():
             rows = sum(len(shape.responses) for shape in groups.shapes())
@@ -104,6 +100,10 @@ def frozen_scores(
                         found = kept_scores(load, groups, everyone, **make)
             assert found is not None
             scores[name] = found
+        for count, other in store.under_other_settings() if store.added else ():
+            log.info(
+                "store: %d scores of this model are kept under %s; not used", count, describe_settings(settings, other)
+            )
         log.info(
             "%s: %d scores computed, %d kept before (%s)", model.role, store.added, total - store.added, store.folder
         )

@@ -110,11 +110,13 @@ class Dice:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.states: list[tuple[Tensor, Any]] = []
+        self._own: Any = getattr(torch, device.type, None)  # torch.cuda, torch.xpu, torch.mps
+        self._which = () if device.type == "mps" else (device,)  # of mps there is one
 
     def note(self) -> None:
         """Note where the generators are, before a first pass."""
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        self.states.append((torch.get_rng_state(), cuda))
+        own = None if self.device.type == "cpu" else self._own.get_rng_state(*self._which)
+        self.states.append((torch.get_rng_state(), own))
 
     @contextmanager
     def again(self, number: int) -> Iterator[None]:
@@ -129,7 +131,7 @@ class Dice:
             del self.states[before:]
 
     def _set(self, number: int) -> None:
-        own, cuda = self.states[number]
-        torch.set_rng_state(own)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, self.device)
+        common, own = self.states[number]
+        torch.set_rng_state(common)
+        if own is not None:
+            self._own.set_rng_state(own, *self._which)

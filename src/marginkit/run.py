@@ -155,7 +155,7 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     setup = set_up(config, splits, start, state)
     model, tokenizer, loss, encoded = setup.model, setup.tokenizer, setup.loss, setup.encoded
     extra: dict[str, Any] = {"start": str(start.path), "distributed": str(state.distributed_type)}
-    if "rm_head" in loss.needs:  # before the reference: the policy is not on the device yet
+    if "rm_head" in loss.needs:
         read = {name: groups for name, groups in encoded.items() if name != "test"}  # judging asks for none
         joined, extra["reward_model"] = join_reward_scores(config, splits.parts(), read, out, state)
         encoded |= joined
@@ -223,7 +223,7 @@ def _with_checkpointing(config: RunConfig, setup: Setup, state: PartialState) ->
             config.train,
             setup.precision,
             setup.rung,
-            pad_id=setup.tokenizer.pad_token_id,
+            pad_id=setup.pad_id,
             shards=state.num_processes if sharded else 1,
         )
         wanted = any(gather_object([wants_checkpointing(setup.model, memory, wanted)]))
@@ -299,7 +299,8 @@ def score(
     encoded, _ = encode_parts(encoding, tokenizer, model, {"score": groups})
     if not encoded:
         raise BadInput("every group is longer than max_length; raise encoding.max_length")
-    rung = choose_rung(model, config.train.layout, longest=longest_of(encoded), kernel=model_config.attention)
+    layout = "auto" if config.train.layout == "flex" and precision.device.type != "cuda" else config.train.layout
+    rung = choose_rung(model, layout, longest=longest_of(encoded), kernel=model_config.attention, strict=False)
     loss = build_loss(config.spec, config.options())
     if "ref_logp" in loss.reward.part.needs:
         # the other ranks of a run wait meanwhile: they must not be asked for a share

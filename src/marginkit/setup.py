@@ -73,6 +73,11 @@ class Setup:
     words: str
     per: str
 
+    @property
+    def pad_id(self) -> int:
+        """The padding token."""
+        return int(self.tokenizer.pad_token_id)
+
 
 def ranks(config: RunConfig) -> PartialState:
     """The processes of a run; one waits for another for `train.extra.ddp_timeout` seconds, by default 1800."""
@@ -153,11 +158,15 @@ def _agreed_rung(
     state: PartialState,
 ) -> Rung:
     """The rung of all ranks: where one cannot take it, none does."""
-    sharded = bool(config.train.fsdp or config.train.deepspeed)
-    if start.quantization is None and not sharded:
-        model.to(precision.device)  # probed where it will run; a model that is to be sharded stays where it is
+    if config.train.layout == "flex" and precision.device.type != "cuda":
+        here = precision.device.type
+        raise BadInput(f"train.layout=flex: FlexAttention trains on CUDA alone, this is {here}; use train.layout=auto")
+    if start.quantization is None:
+        model.to(precision.device)  # probed where it will run; the weights must fit there, sharded later or not
     longest = longest_of(encoded)
-    rung = choose_rung(model, config.train.layout, longest=longest, kernel=start.attention)
+    rung = choose_rung(
+        model, config.train.layout, longest=longest, kernel=start.attention, training=precision.context()
+    )
     if state.num_processes > 1 and len(set(gather_object([rung]))) > 1:
         rung = choose_rung(model, "rows", longest=longest)
         log.warning("layout: padded rows; the ranks do not agree on another")

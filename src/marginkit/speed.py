@@ -71,7 +71,7 @@ class Speedometer:
             "goodput": tally.operations / tally.seconds / self.peak,
         }
         if tally.pair_tokens:
-            told["padded_pair_tokens"] = tally.pair_tokens / tally.tokens
+            told["times_padded_pairs"] = tally.pair_tokens / tally.tokens
         return told
 
     def summary(self) -> dict[str, Any]:

@@ -207,7 +207,12 @@ class MarginTrainer(Trainer):
         return steps, reduced[0].clamp(min=1e-12)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        return self._prepare_input(inputs)
+        """Onto the device, as they are: under DeepSpeed the stock method rounds numbers to the type of the weights."""
+        if isinstance(inputs, dict):
+            return {name: self._prepare_inputs(value) for name, value in inputs.items()}
+        if isinstance(inputs, list):
+            return [self._prepare_inputs(value) for value in inputs]
+        return inputs.to(self.args.device) if isinstance(inputs, Tensor) else inputs
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not counted: the stock estimate does not fit a list of micro-batches."""

@@ -77,7 +77,9 @@ class Segments:
         """
         if window is not None and window >= keys:
             window = None
-        name = (queries, keys, window, like.dtype, like.device)
+        kind = like.device.type  # autocast would make a copy for every layer
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+        name = (queries, keys, window, dtype, like.device)
         if name not in self._masks:
             behind = torch.arange(keys - queries, keys, device=like.device)[:, None] - torch.arange(
                 keys, device=like.device
@@ -86,7 +88,7 @@ class Segments:
             if window is not None:
                 hidden |= behind >= window
             plain = queries == keys and window is None
-            mask = torch.zeros(queries, keys, dtype=like.dtype, device=like.device)
+            mask = torch.zeros(queries, keys, dtype=dtype, device=like.device)
             self._masks[name] = None if plain else mask.masked_fill(hidden, float("-inf"))
         return self._masks[name]
 
@@ -241,7 +243,13 @@ class Blocks:
 
             length = len(group)
             self._made[window] = create_block_mask(
-                visible, B=None, H=None, Q_LEN=length, KV_LEN=length, device=str(group.device)
+                visible,
+                B=None,
+                H=None,
+                Q_LEN=length,
+                KV_LEN=length,
+                device=str(group.device),
+                _compile=group.is_cuda,  # otherwise the mask is made whole first, T x T
             )
         return self._made[window]
 
@@ -275,6 +283,8 @@ def attend_flex(
     def capped(score: Tensor, _: Tensor, __: Tensor, ___: Tensor, ____: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)  # type: ignore[operator]
 
+    # under autocast positions have turned queries and keys into float32; before torch 2.13 FlexAttention refuses that
+    query, key = query.to(value.dtype), key.to(value.dtype)
     attend = flex_attention if query.device.type == "cpu" else _compiled_flex()
     output = attend(
         query,

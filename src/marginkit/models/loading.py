@@ -197,6 +197,8 @@ def load_model(config: ModelConfig, kind: Kind, tokenizer: Any, *, trainable: bo
     try:
         model = auto.from_pretrained(base, **kwargs)
     except (OSError, ValueError) as error:
+        if "attn_implementation" in str(error):
+            raise BadInput(f"model.attention={config.attention}: {_first_line(error)}") from None
         raise BadInput(f"model.path={path}: {_first_line(error)}") from None
     fit_embeddings(model, tokenizer)
     if adapter.is_file():

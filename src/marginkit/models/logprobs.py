@@ -58,7 +58,7 @@ def token_logprobs(
     if chunk is None:
         chunk = max(1, min(_ROWS_CPU if on_cpu else _ROWS_GPU, (_LOGITS_CPU if on_cpu else _LOGITS_GPU) // vocab))
     if cache is None:
-        cache = _CACHE_CPU if on_cpu else _CACHE_GPU
+        cache = cache_bytes(hidden.device.type)
     autocast = torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64
     if _is_plain(head) and (autocast or head.weight.dtype == hidden.dtype):
         if autocast:
@@ -69,6 +69,11 @@ def token_logprobs(
     return _module_logprobs(
         head, hidden, tokens, transform=transform, wants=wants, chunk=chunk, at_once=cache // (4 * vocab)
     )
+
+
+def cache_bytes(device: str) -> int:
+    """Bytes that the head may keep for its backward on a kind of device."""
+    return _CACHE_CPU if device == "cpu" else _CACHE_GPU
 
 
 def _is_plain(head: nn.Module) -> TypeGuard[nn.Linear]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -29,7 +29,15 @@ _HALF_TOLERANCE = 2.0  # in half precision: times what its rounding, or another 
 _INTERFACE = {"flex": FLEX, "segments": SEGMENTS}
 
 
-def choose_rung(model: Any, wanted: Layout, *, longest: int, kernel: str | None = None, strict: bool = True) -> Rung:
+def choose_rung(
+    model: Any,
+    wanted: Layout,
+    *,
+    longest: int,
+    kernel: str | None = None,
+    strict: bool = True,
+    training: AbstractContextManager[Any] | None = None,
+) -> Rung:
     """The fastest rung on which the model gives what it gives on padded rows; the model is set to it.
 
     Args:
@@ -38,6 +46,7 @@ def choose_rung(model: Any, wanted: Layout, *, longest: int, kernel: str | None 
         longest: tokens of the longest sequence to come; the probe goes beyond a sliding window if that does.
         kernel: an attention implementation the user asked for; auto then keeps it, on padded rows.
         strict: a wanted rung that does not work is refused; else padded rows are taken, and it is told.
+        training: the autocast of training, where the model is to be trained: forward and backward have to run in it.
 
     Returns:
         flex (CUDA alone), segments, dense or rows.
@@ -56,7 +65,7 @@ def choose_rung(model: Any, wanted: Layout, *, longest: int, kernel: str | None 
         device = core.device.type
         ladder: Sequence[Rung] = ("flex", "segments", "dense") if device == "cuda" else ("segments", "dense")
         for rung in (wanted,) if wanted != "auto" else ladder:
-            found = _try(core, rung, longest)
+            found = _try(core, rung, longest, training)
             if found is None:
                 return rung
             reason = found
@@ -93,7 +102,7 @@ def unfit(core: Any, longest: int) -> str | None:
     return None
 
 
-def _try(core: Any, rung: Rung, longest: int) -> str | None:
+def _try(core: Any, rung: Rung, longest: int, training: AbstractContextManager[Any] | None = None) -> str | None:
     """Set the model to a rung; what is wrong with it there, and the model as it was, or None."""
     before = core.config._attn_implementation
     groups = _probe_groups(core, longest)
@@ -102,21 +111,25 @@ def _try(core: Any, rung: Rung, longest: int) -> str | None:
         return _last_states(core, [make_batch(part, rung=rung, pad_id=_pad(core)) for part in parts])
 
     plain = states("rows", groups)
-    tolerance = _TOLERANCE
     rounding = max(torch.finfo(dtype).eps for dtype in (plain.dtype, core.dtype))
-    if half := rounding > _TOLERANCE:
+    half = rounding > _TOLERANCE
+    # measured in float32 too: quantised layers and TF32 compute in less and say nothing of it
+    noise = _apart(states("rows", *([group] for group in groups)), plain, half)
+    tolerance = max(_TOLERANCE, _HALF_TOLERANCE * noise)
+    if half:
         rounding *= (2 * core.config.get_text_config().num_hidden_layers) ** 0.5  # one at each addition, at random
-        noise = _apart(states("rows", *([group] for group in groups)), plain, half)
-        tolerance = _HALF_TOLERANCE * max(rounding, noise)
+        tolerance = max(tolerance, _HALF_TOLERANCE * rounding)
     try:
         if rung in _INTERFACE:
             _set_attention(core, _INTERFACE[rung])
         wrong = _apart(states(rung, groups), plain, half)
         if wrong <= tolerance:
+            if training is not None:
+                _step(core, make_batch(groups, rung=rung, pad_id=_pad(core)), training)
             return None
         problem = f"packed rows differ from padded ones by {wrong:.2g} of the scale of its states on a probe"
     except Exception as error:  # a rung that does not run is a rung that is not taken
-        problem = f"{type(error).__name__} on a probe: {str(error).strip().splitlines()[0] if str(error) else ''}"
+        problem = f"{type(error).__name__} on a probe: {str(error).strip().splitlines()[0].rstrip('.') if str(error).strip() else ''}"
     _set_attention(core, before)
     return problem
 
@@ -158,6 +171,26 @@ def _last_states(core: Any, batches: Sequence[Batch]) -> Tensor:
         return torch.cat(predicting + reading)
     finally:
         core.train(training)
+
+
+def _step(core: Any, batch: Batch, training: AbstractContextManager[Any]) -> None:
+    """A forward and backward as in training; raises where a kernel has no dropout, no backward, or not this type."""
+    moved = {name: part.to(core.device) if isinstance(part, Tensor) else part for name, part in batch.items()}
+    mode, seen = core.training, []
+
+    def note(_: Any, __: Any, output: Tensor) -> Tensor:  # no gradient of a weight is made: it would be as large
+        seen.append(output.detach().requires_grad_())
+        return seen[-1]
+
+    hook = core.get_input_embeddings().register_forward_hook(note)
+    core.train()
+    try:
+        with torch.random.fork_rng([core.device] if core.device.type == "cuda" else []), torch.enable_grad(), training:
+            states = core.base_model(**model_inputs(core, moved), use_cache=False).last_hidden_state
+        torch.autograd.grad(states.float().sum(), seen)
+    finally:
+        core.train(mode)
+        hook.remove()
 
 
 def _apart(states: Tensor, plain: Tensor, half: bool) -> float:
