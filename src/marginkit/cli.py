@@ -361,7 +361,7 @@ def main() -> None:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         _fail(
-            "out of memory; lower train.tokens_per_micro_batch, set train.gradient_checkpointing=true, or add model.lora",
+            "out of memory; lower train.tokens_per_micro_batch, or add train.gradient_checkpointing=true or model.lora",
             1,
         )
 

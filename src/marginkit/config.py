@@ -23,6 +23,15 @@ _Paths = Annotated[
 _SaidNo = BeforeValidator(lambda value: "no" if value is False else value)
 
 
+def _yes_no_auto(value: Any) -> Any:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    raise ValueError("auto, true or false")
+
+
+_YesNoAuto = BeforeValidator(_yes_no_auto)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -159,7 +168,7 @@ class TrainConfig(_Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="autocast; auto: bf16 if there is one"
     )
-    gradient_checkpointing: bool | Literal["auto"] = Field(
+    gradient_checkpointing: Annotated[bool | str, _YesNoAuto] = Field(
         "auto", description="compute activations again in the backward pass; auto: where they do not fit in memory"
     )
     logging_steps: float = Field(10, gt=0)

@@ -185,7 +185,7 @@ def _kept_pairs(setup: Setup) -> list[float]:
 
 
 def _timed(setup: Setup) -> tuple[float, float]:
-    """Seconds and irreducible operations of some micro-batches of the first steps: the largest, a middle, the smallest."""
+    """Seconds and irreducible operations of three micro-batches of the first steps: largest, middle, smallest."""
     plan, core, device = setup.plan, core_of(setup.model), setup.precision.device
 
     def cost(micro: MicroBatch) -> float:

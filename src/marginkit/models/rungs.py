@@ -129,7 +129,8 @@ def _try(core: Any, rung: Rung, longest: int, training: AbstractContextManager[A
             return None
         problem = f"packed rows differ from padded ones by {wrong:.2g} of the scale of its states on a probe"
     except Exception as error:  # a rung that does not run is a rung that is not taken
-        problem = f"{type(error).__name__} on a probe: {str(error).strip().splitlines()[0].rstrip('.') if str(error).strip() else ''}"
+        first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        problem = f"{type(error).__name__} on a probe: {first}"
     _set_attention(core, before)
     return problem
 
