@@ -185,7 +185,9 @@ class TrainConfig(_Section):
     hub_model_id: str | None = None
     hub_private_repo: bool | None = None
     dataloader_num_workers: int = Field(0, ge=0)
-    torch_compile: bool = False
+    torch_compile: bool = Field(
+        False, description="seldom pays: a packed row has a length of its own, and each is compiled anew"
+    )
     deepspeed: str | None = None
     fsdp: bool | str | None = None
     fsdp_config: dict[str, Any] | str | None = None
