@@ -234,3 +234,12 @@ def test_flex_is_refused_before_it_cannot_go_backward(settings: list[str]) -> No
     """Its forward runs on a CPU, its backward does not."""
     with pytest.raises(BadInput, match=r"train\.layout=flex: .* trains on CUDA alone, this is cpu; use train"):
         dry_run(resolve("mmpo", [*settings, "train.layout=flex"]))
+
+
+def test_data_without_one_good_row_is_refused_by_that_reason(settings: list[str]) -> None:
+    """Not by a split that it then does not have."""
+    Path("bad.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": NaN, "score_rejected": 1}\n', encoding="utf-8"
+    )
+    with pytest.raises(BadInput, match=r"bad\.jsonl: no row is left \(.+: 1\); marginkit check names each"):
+        dry_run(resolve("mmpo", [*settings, "data.train=bad.jsonl"]))

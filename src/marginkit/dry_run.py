@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 import time
@@ -27,8 +26,6 @@ from marginkit.preparing import prepare
 from marginkit.requirements import check_model
 from marginkit.scoring import to_device
 from marginkit.setup import Setup, ranks, set_up, starting_model
-
-log = logging.getLogger("marginkit")
 
 _STEPS = 16  # optimizer steps that are looked through for passes to time
 

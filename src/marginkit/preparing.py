@@ -91,6 +91,9 @@ def prepare(config: RunConfig, train: Groups | None = None) -> Splits:
         if not data.train:
             raise BadInput("data.train is missing: the file(s) to train on, e.g. data.train=ratings.jsonl")
         train = read(data.train)
+        if not len(train):
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in findings[0].dropped.items())
+            raise BadInput(f"{', '.join(data.train)}: no row is left ({reasons}); marginkit check names each")
     whole = assign_splits(train, data.fractions, config.seed)
     how = _how(whole, config)
     raw: dict[str, Groups | None] = {"train": _split(whole, data.train_split, required=True)}

@@ -83,7 +83,7 @@ def test_under_autocast_masks_are_made_in_its_type_once() -> None:
 @pytest.mark.parametrize("tokens", [120, 100_000])
 def test_an_estimate_is_what_the_largest_pass_keeps(precision: Precision, tokens: int) -> None:
     """Within a fifth, also where autocast keeps copies of weights, which do not grow with the tokens."""
-    own = tiny.model("llama", hidden_size=128, intermediate_size=512)
+    own = tiny.model("llama", hidden_size=512, intermediate_size=2048)
     encoded = tiny.encode(tiny.graded_groups(24))
     config = tiny.configured("dpo", f"train.tokens_per_micro_batch={tokens}", "train.prompts_per_step=24").train
     plan, _ = batch_plan(config, encoded, world_size=1, seed=0, packed=True)
