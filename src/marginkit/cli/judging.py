@@ -1,0 +1,85 @@
+"""marginkit score and marginkit evaluate."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from marginkit.cli.app import Columns, Json, app
+from marginkit.cli.rendering import assignments, say, say_json, show_evaluation, table
+from marginkit.errors import BadInput
+
+
+@app.command(epilog="Example:  marginkit score runs/mmpo_rm-1 new_answers.jsonl --out scores")
+def score(
+    run: Annotated[str, typer.Argument(help="A run directory, or a saved model (folder or hub name).")],
+    files: Annotated[list[str], typer.Argument(help="Graded data to score.")],
+    out: Annotated[Path, typer.Option(help="Folder for responses.parquet and pairs.parquet.")] = Path("scores"),
+    split: Annotated[str | None, typer.Option(help="Score only this split.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="How to read a model that is not a run.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Reference of a policy that is not a run.")] = None,
+    column: Columns = None,
+    as_json: Json = False,
+) -> None:
+    """Score graded data with a trained model: one row a response, one row a pair."""
+    from marginkit.data.sources import read_groups
+    from marginkit.data.splits import select_split
+
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out}: is a file; name a folder")
+    groups, _ = read_groups(files if len(files) > 1 else files[0], columns=assignments(column))
+    if split is not None:
+        groups = select_split(groups, split)
+    from marginkit.run import score as run_score
+
+    scores = run_score(run, groups, recipe=recipe, reference=reference)
+    if (out / "pairs.parquet").is_file():
+        logging.getLogger("marginkit").info("%s: the tables that were there are replaced", out)
+    folder = scores.save(out)
+    result = {"out": str(folder), "responses": scores.responses.num_rows, "pairs": scores.pairs.num_rows}
+    if as_json:
+        say_json(result)
+    else:
+        say(f"{result['responses']} responses, {result['pairs']} pairs -> {folder}")
+
+
+@app.command(epilog="Example:  marginkit evaluate runs/mmpo_rm-1 --against runs/bt-1")
+def evaluate(
+    scores: Annotated[Path, typer.Argument(help="A run directory, a folder of tables, or a pairs.parquet.")],
+    against: Annotated[Path | None, typer.Option(help="Another one on the same pairs: paired differences.")] = None,
+    bins: Annotated[int, typer.Option(help="Bins of the calibration errors.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Judge scores: accuracy, NLL, Brier, calibration with its noise floor, a length baseline, with intervals."""
+    from marginkit.evaluation.compare import compare, verdict
+    from marginkit.evaluation.metrics import evaluate as judge
+
+    evaluation = judge(tables_at(scores), bins=bins, seed=seed)
+    result: dict[str, Any] = evaluation.to_json()
+    differences = None
+    if against is not None:
+        differences = compare(tables_at(scores), tables_at(against), seed=seed)
+        result["differences"] = {name: value.to_json() for name, value in differences.items()}
+        result["sentence"] = verdict(differences, names=(str(scores), str(against)))
+    if as_json:
+        say_json(result)
+        return
+    show_evaluation(str(scores), evaluation)
+    if differences is not None:
+        rows = [(name, str(value), f"n = {value.n}") for name, value in differences.items()]
+        table(f"{scores} - {against}, on the same pairs", ("difference", "value [95%]", ""), rows)
+        say(result["sentence"])
+
+
+def tables_at(path: Path) -> Path:
+    if (path / "tables").is_dir():
+        return path / "tables"
+    if not path.exists():
+        raise BadInput(f"{path}: no such run, folder of tables or Parquet file")
+    if path.is_dir() and not (path / "pairs.parquet").is_file():
+        raise BadInput(f"{path}: holds no pairs.parquet; score it first with marginkit score")
+    return path
