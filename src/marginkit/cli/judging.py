@@ -58,11 +58,11 @@ def evaluate(
     from marginkit.evaluation.compare import compare, verdict
     from marginkit.evaluation.metrics import evaluate as judge
 
-    evaluation = judge(tables_at(scores), bins=bins, seed=seed)
+    evaluation = judge(_tables_at(scores), bins=bins, seed=seed)
     result: dict[str, Any] = evaluation.to_json()
     differences = None
     if against is not None:
-        differences = compare(tables_at(scores), tables_at(against), seed=seed)
+        differences = compare(_tables_at(scores), _tables_at(against), seed=seed)
         result["differences"] = {name: value.to_json() for name, value in differences.items()}
         result["sentence"] = verdict(differences, names=(str(scores), str(against)))
     if as_json:
@@ -75,7 +75,7 @@ def evaluate(
         say(result["sentence"])
 
 
-def tables_at(path: Path) -> Path:
+def _tables_at(path: Path) -> Path:
     if (path / "tables").is_dir():
         return path / "tables"
     if not path.exists():
