@@ -76,6 +76,7 @@ ALLOWED["demo_result"] = {"kitchen", "records"}
 ALLOWED["listing"] = {"registry"}
 ALLOWED["card"] = {"config", "errors"}
 ALLOWED["judges"] = {"data", "store", "records", "groups", "config", "errors", "progress"}
+ALLOWED["run_scores"] = MODELS_AND_DATA | {"assembly", "preparing", "reference", "scoring", "setup"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}
 ALLOWED["cli"] = {""}  # anything

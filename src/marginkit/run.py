@@ -15,9 +15,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from marginkit.assembly import build_loss
 from marginkit.card import push, write_card
-from marginkit.config import ModelConfig, RunConfig, resolve, trained_model
+from marginkit.config import ModelConfig, RunConfig, resolve
 from marginkit.control import twin_of
 from marginkit.cost import measured_peak
 from marginkit.errors import BadInput
@@ -25,21 +24,14 @@ from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate
 from marginkit.groups import Groups, write_groups
 from marginkit.memory import estimate, wants_checkpointing
-from marginkit.models.loading import (
-    load_model,
-    load_tokenizer,
-    prepare_padding,
-)
-from marginkit.models.rungs import choose_rung
-from marginkit.preparing import Splits, prepare, ready
-from marginkit.progress import progress
+from marginkit.preparing import Splits, prepare
 from marginkit.records import Estimate
 from marginkit.reference import join_reference
 from marginkit.requirements import check_model
 from marginkit.reward_scores import join_reward_scores
+from marginkit.run_scores import score_run
 from marginkit.rundir import check_data, last_checkpoint, open_run, run_folder, write_manifest, write_whole
-from marginkit.scoring import choose_precision, score_tables
-from marginkit.setup import Setup, encode_parts, longest_of, ranks, set_up, starting_model
+from marginkit.setup import Setup, ranks, set_up, starting_model
 from marginkit.speed import Speedometer
 from marginkit.tables import Scores
 
@@ -251,7 +243,7 @@ def _judge(config: RunConfig, out: Path, splits: Splits) -> Evaluation | None:
     if held is None:
         log.info("no test or dev split: nothing is judged")
         return None
-    scores = score(out, held)
+    scores = score_run(out, held, shared=False)  # the other ranks wait for this one
     scores.save(out / "tables")
     if config.kind != "sft" and not scores.pairs.num_rows:
         log.info("no pairs in the held-out data: nothing is judged (the scores are in %s)", out / "tables")
@@ -268,6 +260,8 @@ def score(
 ) -> Scores:
     """What a trained model says of graded data: one row a response, one row a pair.
 
+    With several processes each scores a part of the groups, and all of them get the whole tables.
+
     Args:
         run: a run, its directory, or any saved model (a folder or hub name).
         groups: groups; pairs are made as in training where they have none.
@@ -281,67 +275,4 @@ def score(
         BadInput: no such run or model, or a policy without a reference.
         RunFailed: a reward is not finite.
     """
-    folder = run.path if isinstance(run, Run) else Path(run)
-    config, model_config, start = _what_to_score(folder, recipe, reference)
-    if config.kind != "sft" and not any(len(group.pairs) for group in groups):
-        groups = ready(groups, config, keep_all=True)
-    tokenizer = load_tokenizer(str(model_config.tokenizer or model_config.path), revision=model_config.revision)
-    if tokenizer.pad_token_id is None:  # where there is one, the model reads its reward as it was trained to
-        prepare_padding(tokenizer, config.kind)
-    model = load_model(model_config, config.kind, tokenizer, trainable=False)
-    state = ranks(config)
-    precision = choose_precision(config, state)
-    if model_config.quantization is None:
-        model = model.to(precision.device)
-    encoding = config.encoding.model_copy(
-        update={"on_overflow": "drop" if config.encoding.on_overflow == "error" else config.encoding.on_overflow}
-    )
-    encoded, _ = encode_parts(encoding, tokenizer, model, {"score": groups})
-    if not encoded:
-        raise BadInput("every group is longer than max_length; raise encoding.max_length")
-    layout = "auto" if config.train.layout == "flex" and precision.device.type != "cuda" else config.train.layout
-    rung = choose_rung(model, layout, longest=longest_of(encoded), kernel=model_config.attention, strict=False)
-    loss = build_loss(config.spec, config.options())
-    if "ref_logp" in loss.reward.part.needs:
-        # the other ranks of a run wait meanwhile: they must not be asked for a share
-        encoded, _ = join_reference(config, start, None, tokenizer, encoded, folder, precision, rung, None)
-    rows = sum(len(shape.responses) for shape in encoded["score"].shapes())
-    with progress(rows, "score responses") as bar:
-        return score_tables(
-            model,
-            groups,
-            encoded["score"],
-            loss,
-            pad_id=tokenizer.pad_token_id,
-            tokens=config.train.tokens_per_micro_batch,
-            precision=precision,
-            rung=rung,
-            progress=bar,
-        )
-
-
-def _what_to_score(
-    folder: Path, recipe: str | None, reference: str | None
-) -> tuple[RunConfig, ModelConfig, ModelConfig]:
-    """The configuration, the trained model and the model it started from."""
-    if (folder / "config.yaml").is_file():
-        config, trained = trained_model(folder)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        start = config.model.model_copy(update={"path": manifest["start"], "tokenizer": None})
-        return config, trained, start
-    if recipe is None:
-        if not folder.exists():
-            raise BadInput(f"{folder}: no such run or model; a model on the hub needs --recipe, e.g. --recipe bt")
-        held = folder / "config.json"
-        names = json.loads(held.read_text(encoding="utf-8")).get("architectures") or [] if held.is_file() else []
-        if not any("SequenceClassification" in name for name in names):
-            raise BadInput(f"{folder}: not a run, and not a saved reward model; say how to read it, e.g. --recipe dpo")
-        recipe = "bt"
-    path = str(folder)
-    config = resolve(recipe, {"model": {"path": path, "reference": reference}})
-    needs = build_loss(config.spec, config.options()).reward.part.needs
-    if "ref_logp" in needs and reference is None:
-        raise BadInput(f"{path}: the reward of recipe {recipe} is relative to a reference; name it with --reference")
-    if "ref_logp" not in needs and reference is not None:
-        raise BadInput(f"--reference {reference}: the reward of recipe {recipe} has no reference; leave it out")
-    return config, config.model, config.model
+    return score_run(run.path if isinstance(run, Run) else run, groups, recipe=recipe, reference=reference)

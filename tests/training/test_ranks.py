@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import test_invariance
 import torch
 
 import tiny
-from marginkit.run import train
+from marginkit.groups import Groups
+from marginkit.run import score, train
 
 GROUPS = tiny.world(train=10, dev=5, test=6)
 LAYOUT = ("train.prompts_per_step=3", "train.tokens_per_micro_batch=60", "train.num_train_epochs=1")
@@ -143,3 +145,39 @@ def test_a_non_finite_loss_stops_both_ranks_with_one_message(tmp_path: Path) -> 
     assert errors[0] == errors[1]
     assert "RunFailed: step 1: a loss is not finite" in errors[0]
     assert "train-3 (loss nan)" in errors[0]
+
+
+def scored(run: str) -> dict[str, Any]:
+    """The tables of a run on some groups, as a rank gets them."""
+    made = score(run, GROUPS)
+    return {"responses": made.responses.to_pylist(), "pairs": made.pairs.to_pylist()}
+
+
+def scored_one_long(run: str) -> dict[str, Any]:
+    """The same where all groups of one rank are too long for the model."""
+    long = [replace(group, prompt="word " * 3000) for group in GROUPS[: len(GROUPS) // 2]]
+    made = score(run, Groups.from_iterable([*long, *GROUPS[len(GROUPS) // 2 :]]))
+    return {"responses": made.responses.num_rows}
+
+
+@pytest.mark.parametrize("recipe", ["bt", "mmpo"])
+def test_scoring_on_two_ranks_gives_the_tables_of_one(recipe: str, tmp_path: Path) -> None:
+    """Each rank scores a part, all get the whole, in the order of the groups; a refusal reaches all of them."""
+    start = tiny.save(tmp_path / "start", "llama")
+    settings = [f"model.path={start}", f"store.path={tmp_path / 'store'}", f"out={tmp_path / 'run'}"]
+    settings += ["train.use_cpu=true", "train.max_steps=1", *(["target.gamma=0.5"] if recipe == "mmpo" else [])]
+    run = train(recipe, settings, train=GROUPS)
+    alone = scored(str(run.path))
+    for rank in tiny.on_ranks(scored, tmp_path / "ranks", str(run.path)):
+        assert "error" not in rank, rank
+        for name, rows in rank["value"].items():
+            assert len(rows) == len(alone[name]) > 0
+            for one, two in zip(alone[name], rows, strict=True):
+                assert [one[key] for key in ("group", "tie") if key in one] == [
+                    two[key] for key in ("group", "tie") if key in two
+                ]
+                for key in ("reward", "gap", "logp"):
+                    if one.get(key) is not None:
+                        assert two[key] == pytest.approx(one[key], abs=1e-5)
+    refused = tiny.on_ranks(scored_one_long, tmp_path / "long", str(run.path))
+    assert all("longer than max_length" in str(rank.get("error")) for rank in refused), refused

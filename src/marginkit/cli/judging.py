@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,10 @@ def score(
     column: Columns = None,
     as_json: Json = False,
 ) -> None:
-    """Score graded data with a trained model: one row a response, one row a pair."""
+    """Score graded data with a trained model: one row a response, one row a pair.
+
+    Several processes share the work: accelerate launch -m marginkit score ...
+    """
     from marginkit.data.sources import read_groups
     from marginkit.data.splits import select_split
 
@@ -36,6 +40,8 @@ def score(
     from marginkit.run import score as run_score
 
     scores = run_score(run, groups, recipe=recipe, reference=reference)
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
     if (out / "pairs.parquet").is_file():
         logging.getLogger("marginkit").info("%s: the tables that were there are replaced", out)
     folder = scores.save(out)
