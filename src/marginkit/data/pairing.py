@@ -94,6 +94,17 @@ def make_pairs(
     return made
 
 
+def pairs_of(group: Group) -> list[Pair]:
+    """The pairs of one group, as a survey sees them: those in the data, else all that its evidence orders.
+
+    Example:
+        >>> from marginkit.records import Response
+        >>> pairs_of(Group("a", "?", (Response("x", grade=1.0), Response("y", grade=3.0))))[0].chosen
+        1
+    """
+    return (_given if group.pairs or group.comparisons else _all)(group)[0]
+
+
 def _votes(group: Group) -> Votes:
     """Votes (for i, for j, ties) per i < j, summed over raters and orders."""
     total: Votes = {}
