@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from marginkit.errors import BadInput
 from marginkit.records import Group, Pair
 
 Kind = Literal["prob", "target_gap", "grade_gap", "tie", "none"]
@@ -83,6 +84,26 @@ def suggest_gamma(groups: Iterable[Group]) -> float | None:
     """
     gaps = [abs(gap) for group in groups for pair in group.pairs if (gap := pair_evidence(group, pair).grade_gap)]
     return math.log(3) / statistics.median(gaps) if gaps else None
+
+
+def just_noticeable_difference(gamma: float) -> float:
+    """The grade gap at which the better answer is picked three times in four: ln(3) / gamma, dataset units.
+
+    sigmoid(gamma * gap) = 3/4 exactly where gap = ln(3) / gamma: a gamma said in words.
+
+    Args:
+        gamma: logits per dataset unit, > 0.
+
+    Raises:
+        BadInput: gamma is not a positive number.
+
+    Example:
+        >>> round(just_noticeable_difference(0.5493), 2)
+        2.0
+    """
+    if not (math.isfinite(gamma) and gamma > 0):
+        raise BadInput(f"gamma={gamma}: give a number > 0, logits per dataset unit")
+    return math.log(3) / gamma
 
 
 @dataclass(frozen=True, slots=True)
