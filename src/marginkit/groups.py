@@ -15,146 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from marginkit.records import Comparison, Content, Group, Pair, Rating, Response, Turn, group_to_json
+from marginkit.group_columns import GROUP_SCHEMA as GROUP_SCHEMA
+from marginkit.group_columns import from_batch, pairs_column, to_batch
+from marginkit.records import Group, Pair, group_to_json
 
 _ROWS_PER_BATCH = 512
-
-_TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", pa.string()), ("name", pa.string())])
-_CONTENT = pa.struct([("text", pa.string()), ("turns", pa.list_(_TURN))])
-_RESPONSE = pa.struct(
-    [
-        ("content", _CONTENT),
-        ("grade", pa.float64()),
-        (
-            "ratings",
-            pa.list_(pa.struct([("rater", pa.string()), ("value", pa.float64()), ("aspect", pa.string())])),
-        ),
-        ("aspects", pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),
-        ("utility", pa.float64()),
-        ("model", pa.string()),
-    ]
-)
-_COMPARISON = pa.struct(
-    [
-        ("i", pa.int32()),
-        ("j", pa.int32()),
-        ("wins_i", pa.float64()),
-        ("wins_j", pa.float64()),
-        ("ties", pa.float64()),
-        ("rater", pa.string()),
-        ("order", pa.string()),
-    ]
-)
-_PAIR = pa.struct(
-    [
-        ("chosen", pa.int32()),
-        ("rejected", pa.int32()),
-        ("strength", pa.float64()),
-        ("votes", pa.list_(pa.float64())),
-        ("prob", pa.float64()),
-        ("target_gap", pa.float64()),
-        ("weight", pa.float64()),
-        ("tie", pa.bool_()),
-    ]
-)
-GROUP_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("prompt", _CONTENT),
-        ("responses", pa.list_(_RESPONSE)),
-        ("tools", pa.string()),
-        ("comparisons", pa.list_(_COMPARISON)),
-        ("pairs", pa.list_(_PAIR)),
-        ("source", pa.string()),
-        ("subset", pa.string()),
-        ("split", pa.string()),
-        ("cluster", pa.string()),
-    ]
-)
-
-
-def _content_to_arrow(content: Content) -> dict[str, Any]:
-    if isinstance(content, str):
-        return {"text": content, "turns": None}
-    turns = [
-        {
-            "role": turn.role,
-            "content": turn.content,
-            "tool_calls": None if turn.tool_calls is None else json.dumps([dict(call) for call in turn.tool_calls]),
-            "name": turn.name,
-        }
-        for turn in content
-    ]
-    return {"text": None, "turns": turns}
-
-
-def _content_from_arrow(row: Mapping[str, Any]) -> Content:
-    if row["text"] is not None:
-        text: str = row["text"]
-        return text
-    return tuple(
-        Turn(
-            turn["role"],
-            turn["content"],
-            None if turn["tool_calls"] is None else tuple(json.loads(turn["tool_calls"])),
-            turn["name"],
-        )
-        for turn in row["turns"]
-    )
-
-
-def _group_to_arrow(group: Group) -> dict[str, Any]:
-    return {
-        "id": group.id,
-        "prompt": _content_to_arrow(group.prompt),
-        "responses": [
-            {
-                "content": _content_to_arrow(response.turns),
-                "grade": response.grade,
-                "ratings": [{"rater": r.rater, "value": r.value, "aspect": r.aspect} for r in response.ratings],
-                "aspects": [{"name": name, "value": value} for name, value in response.aspects.items()],
-                "utility": response.utility,
-                "model": response.model,
-            }
-            for response in group.responses
-        ],
-        "tools": None if group.tools is None else json.dumps([dict(tool) for tool in group.tools]),
-        "comparisons": [{name: getattr(c, name) for name in Comparison.__slots__} for c in group.comparisons],
-        "pairs": [{name: getattr(p, name) for name in Pair.__slots__} for p in group.pairs],
-        "source": group.source,
-        "subset": group.subset,
-        "split": group.split,
-        "cluster": group.cluster,
-    }
-
-
-def _group_from_arrow(row: Mapping[str, Any]) -> Group:
-    return Group(
-        id=row["id"],
-        prompt=_content_from_arrow(row["prompt"]),
-        responses=tuple(
-            Response(
-                turns=_content_from_arrow(response["content"]),
-                grade=response["grade"],
-                ratings=tuple(Rating(r["rater"], r["value"], r["aspect"]) for r in response["ratings"]),
-                aspects={aspect["name"]: aspect["value"] for aspect in response["aspects"]},
-                utility=response["utility"],
-                model=response["model"],
-            )
-            for response in row["responses"]
-        ),
-        tools=None if row["tools"] is None else tuple(json.loads(row["tools"])),
-        comparisons=tuple(Comparison(**comparison) for comparison in row["comparisons"]),
-        pairs=tuple(
-            Pair(**{**pair, "votes": None if pair["votes"] is None else tuple(pair["votes"])}) for pair in row["pairs"]
-        ),
-        source=row["source"],
-        subset=row["subset"],
-        split=row["split"],
-        cluster=row["cluster"],
-    )
-
-
 _Row = TypeVar("_Row")
 
 
@@ -172,9 +37,14 @@ def batched(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
 
 def stream_to_arrow(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, path: Path) -> pa.Table:
     """Write rows to an Arrow file batch by batch and map it back: memory stays at one batch."""
+    made = (pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batched(rows, _ROWS_PER_BATCH))
+    return _to_file(made, schema, path)
+
+
+def _to_file(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path) -> pa.Table:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in batched(rows, _ROWS_PER_BATCH):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        for batch in batches:
+            writer.write_batch(batch)
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
@@ -215,8 +85,8 @@ class Groups(Sequence[Group]):
     def from_iterable(cls, groups: Iterable[Group], dropped: Mapping[str, int] | None = None) -> Groups:
         """Stream groups into a scratch file and map it."""
         scratch = _Scratch()
-        table = stream_to_arrow(map(_group_to_arrow, groups), GROUP_SCHEMA, scratch_file(scratch, ".arrow"))
-        return cls(table, dropped, scratch)
+        batches = map(to_batch, batched(groups, _ROWS_PER_BATCH))
+        return cls(_to_file(batches, GROUP_SCHEMA, scratch_file(scratch, ".arrow")), dropped, scratch)
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> Groups:
@@ -238,13 +108,15 @@ class Groups(Sequence[Group]):
     def __getitem__(self, index: int | slice) -> Group | Groups:
         if isinstance(index, slice):
             rows = range(len(self))[index]
+            if rows.step == 1:
+                return Groups(self._table.slice(rows.start, len(rows)), self.dropped, self._keep)
             return Groups(self._table.take(pa.array(rows, pa.int64())), self.dropped, self._keep)
         position = range(len(self))[index]
-        return _group_from_arrow(self._table.slice(position, 1).to_pylist()[0])
+        return next(from_batch(_one_batch(self._table.slice(position, 1))))
 
     def __iter__(self) -> Iterator[Group]:
         for batch in self._table.to_batches(max_chunksize=_ROWS_PER_BATCH):
-            yield from map(_group_from_arrow, batch.to_pylist())
+            yield from from_batch(batch)
 
     def __repr__(self) -> str:
         responses = sum(pc.list_value_length(self._table["responses"]).to_pylist())
@@ -261,7 +133,46 @@ class Groups(Sequence[Group]):
         dropped = dict(self.dropped)
         if not all(mask):
             dropped[reason] = dropped.get(reason, 0) + mask.count(False)
-        return Groups(self._table.filter(pa.array(mask, pa.bool_())), dropped, self._keep)
+        return self._only(self._table, mask, dropped)
+
+    def with_pairs(self, pairs: Iterable[Sequence[Pair] | None], dropped: Mapping[str, int] | None = None) -> Groups:
+        """The same groups with other pairs; where there is None the group is left out. No text is copied or read.
+
+        Args:
+            pairs: for every group in order its pairs, or None.
+            dropped: what was left out, by reason, in place of this `dropped`.
+
+        Example:
+            >>> groups = Groups.from_iterable([Group(name, "?", (Response("x"), Response("y"))) for name in "ab"])
+            >>> [(group.id, len(group.pairs)) for group in groups.with_pairs([None, [Pair(1, 0)]])]
+            [('b', 1)]
+        """
+        keep: list[bool] = []
+
+        def columns() -> Iterator[pa.RecordBatch]:
+            for batch in batched(pairs, _ROWS_PER_BATCH):
+                keep.extend(own is not None for own in batch)
+                yield pa.RecordBatch.from_arrays([pairs_column([own or () for own in batch])], schema=schema)
+
+        scratch, schema = _Scratch(), pa.schema([GROUP_SCHEMA.field("pairs")])
+        made = _to_file(columns(), schema, scratch_file(scratch, ".arrow"))
+        where = self._table.schema.get_field_index("pairs")
+        table = self._table.set_column(where, GROUP_SCHEMA.field("pairs"), made["pairs"])
+        return self._only(table, keep, self.dropped if dropped is None else dropped, scratch)
+
+    def _only(self, table: pa.Table, keep: Sequence[bool], dropped: Mapping[str, int], made: object = None) -> Groups:
+        """Some rows of a table, copied batch by batch to a file of their own: memory stays at one batch."""
+        if all(keep):
+            return Groups(table, dropped, (self._keep, made))
+
+        def some() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
+                yield batch.filter(pa.array(keep[start : start + len(batch)], pa.bool_()))
+                start += len(batch)
+
+        scratch = _Scratch()
+        return Groups(_to_file(some(), GROUP_SCHEMA, scratch_file(scratch, ".arrow")), dropped, scratch)
 
     def column(self, name: str) -> list[Any]:
         """One column of plain values: id, source, subset, split or cluster."""
@@ -274,6 +185,10 @@ class Groups(Sequence[Group]):
         for group in self:
             digest.update(json.dumps(group_to_json(group), sort_keys=True, ensure_ascii=False).encode())
         return digest.hexdigest()[:16]
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    return table.to_batches()[0]
 
 
 def write_groups(groups: Iterable[Group], path: str | Path) -> Path:
