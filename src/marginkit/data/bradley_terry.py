@@ -61,7 +61,7 @@ class Comparisons:
         turned = i > j
         i, j, w, l = np.where(turned, j, i), np.where(turned, i, j), np.where(turned, l, w), np.where(turned, w, l)  # noqa: E741
         keys, place = np.unique(i * items + j, return_inverse=True)
-        wins, losses = (np.bincount(place, count, len(keys)) for count in (w, l))
+        wins, losses = (np.bincount(place, count, len(keys)).astype(float) for count in (w, l))
         return cls(keys // max(items, 1), keys % max(items, 1), wins, losses, items)
 
     def components(self) -> Indices:
@@ -77,8 +77,8 @@ def fit_bradley_terry(comparisons: Comparisons, *, l2: float = 0.1, start: Array
 
     Minimises sum_ij [ w_ij softplus(u_j - u_i) + w_ji softplus(u_i - u_j) ] + l2 / 2 * sum u^2: Newton's method on all
     items at once, each connected part with its own step length, so that one hard prompt does not slow the others. The
-    penalty is a normal prior of variance 1 / l2; it keeps the fit finite where one item won every time, and centres each
-    connected part on 0. Only differences inside a part mean anything.
+    penalty is a normal prior of variance 1 / l2; it keeps the fit finite where one item won every time, and centres
+    each connected part on 0. Only differences inside a part mean anything.
 
     Source: the likelihood of the Chatbot Arena fits (logistic regression, ties half a win each); per prompt it is ours.
 
@@ -149,9 +149,7 @@ def _hessian(c: Comparisons, curvature: Array, l2: float) -> csc_matrix:
     return csc_matrix(coo_matrix((values, (rows, columns)), shape=(c.items, c.items)))
 
 
-def bootstrap_bradley_terry(
-    comparisons: Comparisons, *, samples: int = 100, l2: float = 0.1, seed: int = 0
-) -> Array:
+def bootstrap_bradley_terry(comparisons: Comparisons, *, samples: int = 100, l2: float = 0.1, seed: int = 0) -> Array:
     """Fits to resampled votes: the spread of the utilities.
 
     The votes are resampled as a multinomial over the distinct outcomes, which equals resampling them one by one.
@@ -194,7 +192,7 @@ def elo(utilities: Array, *, anchor: float = 1000.0) -> Array:
         >>> elo(np.array([math.log(3), 0.0])).round(2).tolist()
         [1190.85, 1000.0]
     """
-    return anchor + ELO_PER_LOGIT * np.asarray(utilities, dtype=float)
+    return np.asarray(anchor + ELO_PER_LOGIT * np.asarray(utilities, dtype=float))
 
 
 def describe_components(parts: Indices, names: list[str]) -> dict[str, Any]:

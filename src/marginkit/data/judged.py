@@ -1,4 +1,4 @@
-"""A judge's probabilities as logits: clipped, read from AlpacaEval's scale, freed of the place an answer was shown in."""
+"""A judge's probabilities as logits: clipped, read from AlpacaEval's scale, freed of a liking for one place."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def clipped_logit(prob: npt.ArrayLike, *, clip: float = CLIP) -> Array:
         raise BadInput(f"clip={clip}: give a number between 0 and 1/2, e.g. 1e-5")
     if ((p < 0) | (p > 1)).any():
         worst = float(p[(p < 0) | (p > 1)][0])
-        raise BadInput(f"a judge's probability is {worst:g}, outside [0, 1]; is it a preference in 1..2 or a percentage?")
+        raise BadInput(
+            f"a judge's probability is {worst:g}, outside [0, 1]; is it a preference in 1..2 or a percentage?"
+        )
     return np.asarray(logit(np.clip(p, clip, 1 - clip)))
 
 

@@ -138,7 +138,7 @@ def prob_better(difference: npt.ArrayLike, variance: npt.ArrayLike, *, gamma: fl
     m, v = np.broadcast_arrays(np.asarray(difference, dtype=float), np.asarray(variance, dtype=float))
     if gamma is None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(v > 0, ndtr(m / np.sqrt(v)), (np.sign(m) + 1) / 2)
+            return np.asarray(np.where(v > 0, ndtr(m / np.sqrt(v)), (np.sign(m) + 1) / 2))
     if not (np.isfinite(gamma) and gamma > 0):
         raise BadInput(f"gamma={gamma}: give a number > 0, logits per dataset unit")
     made = np.empty(m.shape)

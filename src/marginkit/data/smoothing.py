@@ -15,8 +15,8 @@ def lowess(
 ) -> Array:
     """The smoothed value at every x: a line fitted to the nearest points, weighted by tricube of the distance.
 
-    Weights (1 - (d / d_max)^3)^3 over the k = fraction * n nearest points; then `robust` rounds in which a point far off
-    counts less, by bisquare of its residual over 6 medians. Source: Cleveland 1979. For speed the line is fitted at
+    Weights (1 - (d / d_max)^3)^3 over the k = fraction * n nearest points; then `robust` rounds in which a point far
+    off counts less, by bisquare of its residual over 6 medians. Source: Cleveland 1979. For speed the line is fitted at
     `points` places, equally many data apart, and the curve is linear between them; None fits it at every x.
 
     Args:
