@@ -119,7 +119,7 @@ def fit_bradley_terry(comparisons: Comparisons, *, l2: float = 0.1, start: Array
         prob = expit(u[c.left] - u[c.right])
         pull = total * prob - c.wins_left
         gradient = np.bincount(c.left, pull, c.items) - np.bincount(c.right, pull, c.items) + l2 * u
-        step = -splu(_hessian(c, total * prob * (1 - prob), l2)).solve(gradient)
+        step: Array = -splu(_hessian(c, total * prob * (1 - prob), l2)).solve(gradient)
         length = np.ones(count)
         fall = np.bincount(parts, gradient * step, count)  # [part] < 0: how fast the objective falls at first
         for _ in range(60):

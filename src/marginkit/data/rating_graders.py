@@ -1,0 +1,213 @@
+"""Grading by ratings: a scale made into logits by gamma, and several raters whose noise shrinks the target."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from marginkit.data.graded import Grades, paired_for_grading, pairs_inside, response_starts
+from marginkit.data.grades import just_noticeable_difference
+from marginkit.data.rater_noise import RaterNoise, fit_rater_noise, pooled_variance, prob_better, shrink
+from marginkit.data.ratings import ASPECT_WEIGHTS, MapName, ScaleMap, fit_map, weigh_aspects
+from marginkit.errors import BadInput
+from marginkit.groups import Groups
+from marginkit.records import Response
+
+Array = npt.NDArray[np.float64]
+By = Literal["all", "source", "rater"]
+NO_GRADE, NO_RATER = "no grade", "a rating without a name of its rater"
+
+
+def grade_by_ratings(
+    groups: Groups,
+    *,
+    gamma: float | None = None,
+    map: MapName = "linear",
+    by: By = "all",
+    weights: Mapping[str, float] | str | None = None,
+    prior: float = 1.0,
+) -> Grades:
+    """Utility = gamma * map(grade).
+
+    Args:
+        groups: groups with grades, ratings or aspects.
+        gamma: logits per unit of the mapped scale: per grade (linear), per standard deviation (zscore), per logistic or
+            normal quantile; 1 for log, whose unit is a logit already.
+        map: linear, zscore, quantile, quantile_normal or log (counts of up-votes), see `fit_map`.
+        by: one map for all, one for each source, or one for each rater (whose mapped ratings are then averaged).
+        weights: weight by aspect, or a name in `ASPECT_WEIGHTS`; the grade is then the weighted sum.
+        prior: of the log map, counts.
+
+    Raises:
+        BadInput: there is no gamma (the message names one to start from), or nothing to map.
+
+    Example:
+        >>> from marginkit.records import Group
+        >>> group = Group("a", "?", (Response("x", grade=4.0), Response("y", grade=2.0), Response("z")))
+        >>> grades = grade_by_ratings(Groups.from_iterable([group]), gamma=0.5)
+        >>> grades.values, grades.ungraded
+        (array([ 2.,  1., nan]), {'no grade': 1})
+    """
+    if by not in ("all", "source", "rater"):
+        raise BadInput(f"by={by!r}: one map for all, for each source or for each rater")
+    if by == "rater" and weights is not None:
+        raise BadInput("by=rater maps single ratings, weights add up aspects: give one of the two")
+    every = [response for group in groups for response in group.responses]
+    if by == "rater":
+        mapped, maps, ungraded = _mapped_by_rater(every, map, prior)
+    else:
+        grade = _grades(every, weights)
+        place = [group.source or "" for group in groups for _ in group.responses]
+        keys = np.array(place if by == "source" else [""] * len(every), dtype=object)
+        mapped, maps = np.full(len(every), np.nan), {}
+        for key in sorted(set(keys[~np.isnan(grade)])):
+            own = keys == key
+            maps[key] = fit_map(grade[own], map, prior=prior)
+            mapped[own] = np.where(np.isnan(grade[own]), np.nan, maps[key].forward(grade[own]))
+        missing = int(np.isnan(grade).sum())
+        ungraded = {NO_GRADE if weights is None else "an aspect is missing": missing} if missing else {}
+    if not maps:
+        raise BadInput("no response has what how=ratings needs: a grade, ratings by named raters, or aspects")
+    if gamma is None and map == "log":
+        gamma = 1.0
+    if gamma is None:
+        raise BadInput(f"how=ratings needs gamma, logits per unit of the {map} map{_start(groups, mapped)}")
+    facts: dict[str, Any] = {
+        "gamma": gamma,
+        "just noticeable difference": just_noticeable_difference(gamma),
+        "maps": {key or "all": one.to_json() for key, one in sorted(maps.items())},
+    }
+    return Grades(groups, "utility", gamma * mapped, ungraded, facts)
+
+
+def _grades(every: list[Response], weights: Mapping[str, float] | str | None) -> Array:
+    if weights is None:
+        return np.array([np.nan if response.grade is None else response.grade for response in every], dtype=float)
+    if isinstance(weights, str):
+        if weights not in ASPECT_WEIGHTS:
+            raise BadInput(f"weights={weights}: give {{aspect: weight}}, or one of {', '.join(ASPECT_WEIGHTS)}")
+        weights = ASPECT_WEIGHTS[weights]
+    return weigh_aspects([response.aspects for response in every], weights)
+
+
+def _mapped_by_rater(
+    every: list[Response], name: MapName, prior: float
+) -> tuple[Array, dict[str, ScaleMap], dict[str, int]]:
+    """The mean of a response's mapped ratings; a rater of one rating, or of equal ones, gets the map of all of them."""
+    by_rater: dict[str, list[float]] = {}
+    for response in every:
+        for rating in response.ratings:
+            if rating.rater is not None and rating.aspect is None:
+                by_rater.setdefault(rating.rater, []).append(rating.value)
+    maps: dict[str, ScaleMap] = {}
+    if by_rater:
+        common = fit_map(np.array([value for own in by_rater.values() for value in own]), name, prior=prior)
+        for rater, own in by_rater.items():
+            maps[rater] = fit_map(np.array(own), name, prior=prior) if len(set(own)) > 1 else common
+    mapped, ungraded = np.full(len(every), np.nan), Counter[str]()
+    for at, response in enumerate(every):
+        own_ratings = [rating for rating in response.ratings if rating.aspect is None]
+        if not own_ratings or any(rating.rater is None for rating in own_ratings):
+            ungraded["no ratings" if not own_ratings else NO_RATER] += 1
+            continue
+        mapped[at] = np.mean([maps[str(r.rater)].forward(np.array([r.value]))[0] for r in own_ratings])
+    return mapped, maps, dict(ungraded)
+
+
+def _start(groups: Groups, mapped: Array) -> str:
+    """A gamma to start from, in words."""
+    left, right = pairs_inside(response_starts(groups))
+    gaps = np.abs(mapped[left] - mapped[right])
+    gaps = gaps[gaps > 0]
+    if not gaps.size:
+        return ""
+    return f"; gamma={math.log(3) / float(np.median(gaps)):.3g} puts the median gap at 75%"
+
+
+def grade_by_raters(
+    groups: Groups, *, gamma: float | None = None, aspect: str | None = None, prior: Literal["fit", "flat"] = "fit"
+) -> Grades:
+    """Prob of a pair from the ratings of several raters: the noisier the grade, the nearer to one half.
+
+    A rating is the true grade plus noise (see `fit_rater_noise`); what is left of a difference of means is normal, with
+    the mean and variance of `shrink`, and prob is `prob_better` of it. Where the same named raters rated both responses
+    their differences are taken first, which removes a rater's severity, and the noise is that of the differences.
+
+    Args:
+        groups: groups with ratings, two or more of at least one response.
+        gamma: logits per grade; without it prob is that the true grade is higher.
+        aspect: use the ratings of this aspect.
+        prior: fit (true grades of a prompt are spread as far as the data says) or flat.
+
+    Raises:
+        BadInput: no response has two ratings, or an unknown prior.
+
+    Example:
+        >>> from marginkit.records import Group, Rating
+        >>> def rated(text, *values): return Response(text, 1.0, tuple(Rating(None, value) for value in values))
+        >>> group = Group("a", "?", (rated("x", 4.0, 6.0), rated("y", 1.0, 3.0)))
+        >>> grades = grade_by_raters(make_groups := Groups.from_iterable([group]), prior="flat")
+        >>> grades.values.round(3)
+        array([0.983])
+    """
+    if prior not in ("fit", "flat"):
+        raise BadInput(f"prior={prior!r}: the prior on true grades is fit or flat")
+    paired = paired_for_grading(groups)
+    rated = [
+        [[(r.rater, r.value) for r in response.ratings if r.aspect == aspect] for response in group.responses]
+        for group in paired
+    ]
+    arrays = [[np.array([value for _, value in ratings]) for ratings in group] for group in rated]
+    noise = fit_rater_noise(arrays, flat=prior == "flat")
+    values, ungraded, shared = [], 0, []
+    for group, ratings, numbers in zip(paired, rated, arrays, strict=True):
+        center = np.mean([own.mean() for own in numbers if len(own)]) if any(map(len, numbers)) else 0.0
+        for pair in group.pairs:
+            sides = [ratings[pair.chosen], ratings[pair.rejected]]
+            if not all(sides):
+                values.append((np.nan, np.nan))
+                ungraded += 1
+                continue
+            if (differences := _differences(*sides)) is not None:
+                shared.append((len(values), differences))
+            means, variances = zip(
+                *(shrink(own.mean() - center, len(own), noise.s2, noise.t2) for own in
+                  (numbers[pair.chosen], numbers[pair.rejected])), strict=True
+            )  # fmt: skip
+            values.append((float(means[0] - means[1]), float(variances[0] + variances[1])))
+    facts = {"noise": noise.to_json()} | _with_shared_raters(values, shared, noise)
+    moments = np.array(values, dtype=float).reshape(-1, 2)
+    known = ~np.isnan(moments[:, 0])
+    prob = np.full(len(moments), np.nan)
+    prob[known] = prob_better(moments[known, 0], moments[known, 1], gamma=gamma)
+    if gamma is not None:
+        facts |= {"gamma": gamma, "just noticeable difference": just_noticeable_difference(gamma)}
+    reasons = {"a response without ratings": ungraded} if ungraded else {}
+    return Grades(paired, "prob", prob, reasons, facts)
+
+
+def _differences(chosen: list[tuple[str | None, float]], rejected: list[tuple[str | None, float]]) -> Array | None:
+    """Rater by rater chosen - rejected, where the same named raters rated both once."""
+    first, second = dict(chosen), dict(rejected)
+    names = set(first)
+    if None in names or names != set(second) or len(first) < len(chosen) or len(second) < len(rejected):
+        return None
+    return np.array([first[name] - second[name] for name in sorted(map(str, names))])
+
+
+def _with_shared_raters(
+    values: list[tuple[float, float]], shared: list[tuple[int, Array]], noise: RaterNoise
+) -> dict[str, Any]:
+    """Replace the moments of pairs whose raters rated both; their noise is that of the differences."""
+    if not any(len(differences) > 1 for _, differences in shared):
+        return {"pairs by rater's differences": 0}
+    s2, _ = pooled_variance([differences for _, differences in shared])
+    for at, differences in shared:
+        mean, variance = shrink(differences.mean(), len(differences), s2, 2 * noise.t2)
+        values[at] = (float(mean), float(variance))
+    return {"pairs by rater's differences": len(shared), "variance of a difference": s2}
