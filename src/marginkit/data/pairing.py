@@ -1,22 +1,30 @@
-"""From K graded responses to pairs: those given, the best and the worst, or all that the evidence orders."""
+"""From K graded responses to pairs: those given, all that the evidence orders, by rank, or the best of N^2 by DCRM."""
 
 from __future__ import annotations
 
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
+from marginkit.data import ranking
+from marginkit.data.dcrm_pairs import dcrm_pairs
+from marginkit.data.distances import Tokenize
 from marginkit.data.grades import pair_evidence
+from marginkit.data.options import checked
+from marginkit.data.signals import Signals
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
 from marginkit.records import Group, Pair
 
-How = Literal["given", "best_worst", "all"]
+How = Literal["given", "best_worst", "best_random", "best_vs_others", "adjacent", "all", "dcrm"]
+HOWS: tuple[How, ...] = ("given", "best_worst", "best_random", "best_vs_others", "adjacent", "all", "dcrm")
 Ties = Literal["half", "label", "drop"]
 Votes = dict[tuple[int, int], tuple[float, float, float]]
+Found = tuple[list[Pair], int]
+"""The pairs of a group, and how many of its pairs have no evidence."""
 
 ONE_RESPONSE, NO_EVIDENCE, ALL_TIES = "one response only", "no evidence to pair on", "all ties"
 
@@ -29,29 +37,44 @@ def make_pairs(
     max_pairs: int | None = None,
     seed: int = 0,
     keep_unpaired: bool = False,
+    signals: Signals | None = None,
+    options: Mapping[str, Any] | None = None,
+    tokenize: Tokenize | None = None,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> Groups:
     """Fill in `pairs`.
 
     given: the pairs in the data, else the compared pairs (votes summed over raters, oriented toward more wins).
-    best_worst: the best against the worst by utility, else by grade.
+    best_worst, best_random, best_vs_others: the best against the worst, a random other one, each other one.
+    adjacent: neighbours in the ranking.
     all: every i < j with evidence (given, else votes, utilities, grades in this order), oriented so that chosen is
     better. Pairs without evidence are left out and counted; given pairs keep their evidence.
+    dcrm: the pair of highest DCRM of all ordered pairs (best of N^2); its formula is as recalled, see `data.dcrm`.
+
+    A ranking is by the rewards in `signals`, else by utility where all responses of a group have one, else by grade.
+    Rewards of a model (`signals.external`) are the evidence of the pairs they make: `target_gap` is their difference.
 
     Args:
         groups: groups with responses.
         how: which pairs.
         ties: half (kept and flagged), label (kept in the order of the responses, not flagged) or drop.
         max_pairs: at most so many pairs a group, a random subset in the order of the pairs.
-        seed: another seed draws other subsets.
+        seed: another seed draws other subsets, and other random opponents.
         keep_unpaired: keep groups without a pair too, for losses per response.
+        signals: numbers of every response, see `Signals`; log-probabilities for dcrm.
+        options: of dcrm, see `DcrmOptions`.
+        tokenize: texts to token ids for the distances of dcrm; words are compared where there is none.
+        workers: processes for the distances of dcrm; a script that asks for several needs `if __name__ == "__main__"`.
+        progress: called with the number of groups as they are done.
 
     Returns:
         Groups with at least one pair each (or any, with `keep_unpaired`). `dropped` counts the groups left out ("one
-        response only", "no evidence to pair on", "all ties") and the pairs left out ("pairs without evidence", "pairs
-        tied", "pairs over max_pairs").
+        response only", "no evidence to pair on", "all ties", "no pair as dcrm wants it") and the pairs left out
+        ("pairs without evidence", "pairs tied", "pairs over max_pairs").
 
     Raises:
-        BadInput: an unknown `how` or `ties`, or max_pairs below 1.
+        BadInput: an unknown `how`, `ties` or option, max_pairs below 1, or dcrm without log-probabilities.
 
     Example:
         >>> from marginkit.records import Response
@@ -60,18 +83,28 @@ def make_pairs(
         >>> [(pair.chosen, pair.rejected) for pair in groups[0].pairs]
         [(1, 0), (2, 0), (1, 2)]
     """
-    makers = {"given": _given, "best_worst": _best_worst, "all": _all}
-    if how not in makers:
-        raise BadInput(f"how={how!r}: pairs are made by {', '.join(makers)}")
+    if how not in HOWS:
+        raise BadInput(f"how={how!r}: pairs are made by {', '.join(HOWS)}")
     if ties not in ("half", "label", "drop"):
         raise BadInput(f"ties={ties!r}: the rules are half, label, drop")
     if max_pairs is not None and max_pairs < 1:
         raise BadInput(f"max_pairs={max_pairs}: keep at least 1 pair a group, or None for all")
+    if signals is not None:
+        signals.check(groups)
+    if how == "dcrm":
+        best = dcrm_pairs(groups, signals or Signals.of(groups), options or {}, tokenize, workers, progress)
+        return _with_unpaired(groups, best) if keep_unpaired else best
+    checked(how, _no_options, options or {})
     dropped = Counter(groups.dropped)
 
     def paired() -> Iterator[Group]:
-        for group in groups:
-            found, bare = makers[how](group)
+        for number, group in enumerate(groups):
+            rewards = None
+            if signals is not None and signals.external:
+                rewards = signals.reward[signals.rows(number)].tolist()
+            found, bare = _found(group, how, rewards, seed)
+            if progress is not None:
+                progress(1)
             dropped["pairs without evidence"] += bare
             kept = [pair for pair in found if ties != "drop" or not pair.tie]
             if not kept and keep_unpaired:
@@ -103,6 +136,52 @@ def pairs_of(group: Group) -> list[Pair]:
         1
     """
     return (_given if group.pairs or group.comparisons else _all)(group)[0]
+
+
+def _no_options(groups: Groups) -> None:
+    """What the other ways take."""
+
+
+def _with_unpaired(groups: Groups, paired: Groups) -> Groups:
+    by_id = {group.id: group.pairs for group in paired}
+    made = groups.map(lambda group: replace(group, pairs=by_id.get(group.id, ())))
+    made.dropped = dict(groups.dropped)
+    return made
+
+
+def _found(group: Group, how: How, rewards: Sequence[float] | None, seed: int) -> Found:
+    if how == "given":
+        return _given(group)
+    if how == "all":
+        if rewards is None:
+            return _all(group)
+        values = ranking.values_of(group, rewards)
+        missing = len(group.responses) - len(values)
+        order = [(j, i) if v < w else (i, j) for (v, i), (w, j) in itertools.combinations(values, 2)]
+        total = len(group.responses) * (len(group.responses) - 1) // 2
+        return [_rewarded(i, j, rewards) for i, j in order], total - len(order) if missing else 0
+    values = ranking.values_of(group, rewards)
+    if len(values) < 2:
+        return [], 0
+    if how == "best_random":
+        order = ranking.best_random(values, f"{seed}\0{group.id}")
+    else:
+        by_rank = {"best_worst": ranking.best_worst, "best_vs_others": ranking.best_vs_others}
+        order = by_rank.get(how, ranking.adjacent)(values)
+    if rewards is not None:
+        return [_rewarded(i, j, rewards) for i, j in order], 0
+    known, worth = _given_pairs(group), {at: value for value, at in values}
+    found: list[Pair] = []
+    for i, j in order:
+        given = known.get((min(i, j), max(i, j)))
+        found += given or [Pair(i, j, tie=worth[i] == worth[j])]
+    return found, 0
+
+
+def _rewarded(chosen: int, rejected: int, rewards: Sequence[float]) -> Pair:
+    """A pair as a model orders it: the difference of its rewards is the evidence."""
+    gap = rewards[chosen] - rewards[rejected]
+    return Pair(chosen, rejected, target_gap=gap, tie=gap == 0)
 
 
 def _votes(group: Group) -> Votes:
@@ -139,25 +218,13 @@ def _given_pairs(group: Group) -> dict[tuple[int, int], list[Pair]]:
     return found
 
 
-def _given(group: Group) -> tuple[list[Pair], int]:
+def _given(group: Group) -> Found:
     if group.pairs:
         return list(group.pairs), 0
     return [_compared(i, j, votes) for (i, j), votes in _votes(group).items()], 0
 
 
-def _best_worst(group: Group) -> tuple[list[Pair], int]:
-    for name in ("utility", "grade"):
-        values = [(getattr(r, name), at) for at, r in enumerate(group.responses) if getattr(r, name) is not None]
-        if len(values) >= 2 and (name == "grade" or len(values) == len(group.responses)):
-            best = max(values, key=lambda value: (value[0], -value[1]))  # the first of equals, so runs agree
-            worst = min(values, key=lambda value: (value[0], value[1] == best[1], value[1]))
-            i, j = sorted((best[1], worst[1]))
-            known = _given_pairs(group).get((i, j))
-            return known or [Pair(best[1], worst[1], tie=best[0] == worst[0])], 0
-    return [], 0
-
-
-def _all(group: Group) -> tuple[list[Pair], int]:
+def _all(group: Group) -> Found:
     given, votes = _given_pairs(group), _votes(group)
     found: list[Pair] = []
     bare = 0
