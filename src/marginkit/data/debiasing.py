@@ -1,0 +1,296 @@
+"""Grades freed of what should not move them: length, place, verbosity, source; each with its measure before and after.
+
+Every adjustment takes off a fitted function of a response (or of a pair's two places), so that only differences inside
+a prompt matter: utilities are compared with the mean of their prompt, gaps of pairs are differences already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix, diags
+from scipy.stats import spearmanr
+
+from marginkit.data.graded import Grades, pairs_inside, response_starts
+from marginkit.data.judge_grader import LEFT_FIRST, RIGHT_FIRST
+from marginkit.data.options import checked
+from marginkit.data.smoothing import lowess
+from marginkit.errors import BadInput
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+VERBOSITY_GRID = (0.0, 0.01, *(round(0.025 * step, 3) for step in range(1, 39)))
+"""ArmoRM's grid of lambda: 0, .01, .025, .05 ... .95."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What an adjustment is fitted on: utilities of responses, or gaps of pairs, those that are graded.
+
+    Args:
+        values: [n] logits.
+        left: [n] the response, or the chosen one, as an index into all responses.
+        right: [n] the rejected one; None where the rows are responses.
+        prompt: [n] which group a row is in.
+        place: [n] where in `Grades.values` a row is.
+    """
+
+    values: Array
+    left: Indices
+    right: Indices | None
+    prompt: Indices
+    place: Indices
+
+    def inside(self, feature: Array) -> Array:
+        """A feature of responses as differences: of a pair's two, or from the mean of the prompt."""
+        own = feature[self.left]
+        return self.centred(own) if self.right is None else own - feature[self.right]
+
+    def centred(self, own: Array) -> Array:
+        """Rows less the mean of their prompt."""
+        total, count = np.bincount(self.prompt, own), np.bincount(self.prompt)
+        return np.asarray(own - (total / np.maximum(count, 1))[self.prompt])
+
+
+def rows_of(grades: Grades) -> Rows:
+    """The graded rows of grades; a prob counts as its logit, one of 0 or 1 as one of a millionth."""
+    starts = response_starts(grades.groups)
+    if grades.kind == "utility":
+        place = np.flatnonzero(~np.isnan(grades.values))
+        prompt = np.searchsorted(starts, place, side="right") - 1
+        return Rows(grades.values[place], place, None, prompt, place)
+    owner = [(at, pair) for at, group in enumerate(grades.groups) for pair in group.pairs]
+    prompt = np.array([at for at, _ in owner], dtype=np.int64)
+    chosen, rejected = (np.array([p[side] for p in ((q.chosen, q.rejected) for _, q in owner)], dtype=np.int64) for side in (0, 1))  # fmt: skip  # noqa: E501
+    place = np.flatnonzero(~np.isnan(grades.values))
+    values = grades.values[place]
+    if grades.kind == "prob":
+        bounded = np.clip(values, 1e-6, 1 - 1e-6)
+        values = np.log(bounded) - np.log1p(-bounded)
+    first = starts[prompt[place]]
+    return Rows(values, first + chosen[place], first + rejected[place], prompt[place], place)
+
+
+# -- The adjustments: rows and a feature in, bias of each row out
+
+
+def linear_bias(values: Array, feature: Array) -> tuple[Array, float]:
+    """Slope * feature, by least squares through the origin; both are differences already.
+
+    Example:
+        >>> bias, slope = linear_bias(np.array([1.0, -2.0, 1.0]), np.array([0.5, -1.0, 0.5]))
+        >>> bias.tolist(), slope
+        ([1.0, -2.0, 1.0], 2.0)
+    """
+    power = float(feature @ feature)
+    slope = float(feature @ values) / power if power > 0 else 0.0
+    return slope * feature, slope
+
+
+def tanh_length(difference: Array, scale: float | None = None) -> Array:
+    """AlpacaEval's feature of length: tanh(difference / standard deviation), 0 where lengths are equal.
+
+    Example:
+        >>> tanh_length(np.array([0.0, 100.0, -100.0]), 100.0).round(3)
+        array([ 0.   ,  0.762, -0.762])
+    """
+    width = float(np.std(difference)) if scale is None else scale
+    return np.tanh(difference / width) if width > 0 else np.zeros_like(difference)
+
+
+def smallest_correction(values: Array, verbosity: Array, *, limit: float = 0.03) -> float:
+    """ArmoRM's lambda: the first of the grid with Spearman(values - lambda * verbosity, verbosity) <= limit, else 1.
+
+    Source: ArmoRM, where both are rewards on one scale; `debias` divides both by their standard deviation first.
+
+    Example:
+        >>> smallest_correction(np.array([1.0, 2.0, 3.0]), np.array([3.0, 1.0, 2.0]))
+        0.0
+    """
+    for weight in VERBOSITY_GRID:
+        left = values - weight * verbosity
+        if np.ptp(left) == 0 or float(spearmanr(left, verbosity).statistic) <= limit:
+            return float(weight)
+    return 1.0
+
+
+Adjusted = tuple[Array, dict[str, Any]]
+
+
+def _length(grades: Grades, rows: Rows, *, log: bool = True) -> Adjusted:
+    length = _lengths(grades)
+    bias, slope = linear_bias(_compared(rows), rows.inside(np.log(length) if log else length))
+    return bias, {"slope": slope, "of": "log characters" if log else "characters"}
+
+
+def _length_lowess(grades: Grades, rows: Rows, *, fraction: float = 0.5, rounds: int = 5) -> Adjusted:
+    """The curve and the level of each prompt in turns, until both fit."""
+    if rows.right is not None:
+        raise BadInput("debias=length_lowess needs utilities of responses; for pairs use length or length_tanh")
+    x = np.log(_lengths(grades))[rows.left]
+    curve = np.zeros(len(x))
+    for _ in range(rounds):
+        level = rows.values - curve - rows.centred(rows.values - curve)
+        curve = lowess(x, rows.values - level, fraction=fraction)
+    return rows.centred(curve), {"fraction": fraction, "of": "log characters"}
+
+
+def _length_tanh(grades: Grades, rows: Rows, *, phi: float | None = None) -> Adjusted:
+    if rows.right is None:
+        raise BadInput("debias=length_tanh needs gaps of pairs; for utilities use length or length_lowess")
+    feature = tanh_length(rows.inside(_lengths(grades)))
+    bias, fitted = linear_bias(rows.values, feature)
+    return (bias, {"phi": fitted}) if phi is None else (phi * feature, {"phi": phi})
+
+
+def _position(grades: Grades, rows: Rows) -> Adjusted:
+    """Share of comparisons with chosen shown first, less those with rejected: 0 where both orders were asked."""
+    if rows.right is None:
+        raise BadInput("debias=position needs gaps of pairs (how=votes or judge_probs): a utility has no place")
+    first = []
+    for group in grades.groups:
+        shown: dict[tuple[int, int], list[float]] = {}
+        for c in group.comparisons:
+            if c.order in (LEFT_FIRST, RIGHT_FIRST):
+                lead = 1.0 if c.order == LEFT_FIRST else -1.0
+                shown.setdefault((c.i, c.j), []).append(lead)
+                shown.setdefault((c.j, c.i), []).append(-lead)
+        first += [float(np.mean(shown.get((pair.chosen, pair.rejected), [0.0]))) for pair in group.pairs]
+    feature = np.array(first)[rows.place]
+    if not feature.any():
+        raise BadInput(
+            'debias=position: no comparison says which was shown first in one order only (order "ij" or "ji")'
+        )
+    bias, liking = linear_bias(rows.values, feature)
+    return bias, {"liking for the first place": liking, "pairs of one order": int((feature != 0).sum())}
+
+
+def _verbosity(grades: Grades, rows: Rows, *, aspect: str = "verbosity", limit: float = 0.03) -> Adjusted:
+    said = np.array([r.aspects.get(aspect, np.nan) for group in grades.groups for r in group.responses], dtype=float)
+    feature = rows.inside(said)
+    if np.isnan(feature).any():
+        held = sorted({name for group in grades.groups for r in group.responses for name in r.aspects})
+        raise BadInput(
+            f"debias=verbosity: a response has no aspect {aspect!r} (the data has {', '.join(held) or 'no aspects'}); "
+            "name another aspect, or use length"
+        )
+    values, spread = _compared(rows), float(np.std(feature))
+    unit = float(np.std(values)) / spread if spread > 0 else 0.0
+    weight = smallest_correction(values, unit * feature, limit=limit) if unit else 0.0
+    return weight * unit * feature, {"lambda": weight, "aspect": aspect}
+
+
+def _source(grades: Grades, rows: Rows, *, ridge: float = 1e-6) -> Adjusted:
+    """One effect for each model that wrote a response, by least squares on differences."""
+    names = [response.model or "(not named)" for group in grades.groups for response in group.responses]
+    models, of = np.unique(names, return_inverse=True)
+    if len(models) < 2:
+        raise BadInput("debias=source: the responses name fewer than two models that wrote them")
+    design = _dummies(of, rows, len(models))
+    normal = (design.T @ design).toarray() + ridge * np.eye(len(models))
+    effect = np.linalg.solve(normal, design.T @ _compared(rows))
+    effect -= np.average(effect, weights=np.bincount(of[rows.left], minlength=len(models)))
+    return design @ effect, {"effect": dict(zip(models.tolist(), effect.tolist(), strict=True))}
+
+
+def _dummies(of: Indices, rows: Rows, count: int) -> csr_matrix:
+    """[row, model] 1 for its model, as differences."""
+    size, ones = len(rows.left), np.ones(len(rows.left))
+    own = csr_matrix((ones, (np.arange(size), of[rows.left])), shape=(size, count))
+    if rows.right is not None:
+        return own - csr_matrix((ones, (np.arange(size), of[rows.right])), shape=(size, count))
+    member = csr_matrix((ones, (rows.prompt, np.arange(size))), shape=(int(rows.prompt.max(initial=-1)) + 1, size))
+    share = diags(1 / np.maximum(np.asarray(member.sum(axis=1)).ravel(), 1))
+    return own - member.T @ (share @ (member @ own))
+
+
+ADJUSTMENTS: Mapping[str, Callable[..., Adjusted]] = {
+    "length": _length,
+    "length_lowess": _length_lowess,
+    "length_tanh": _length_tanh,
+    "position": _position,
+    "verbosity": _verbosity,
+    "source": _source,
+}
+
+
+def debias(grades: Grades, name: str, **options: Any) -> tuple[Grades, dict[str, Any]]:
+    """Take one bias off grades.
+
+    length: slope * log(characters), by least squares (`log`: false for characters). length_lowess: a curve over log
+    characters (`fraction` of the data behind each point; Cleveland's LOWESS in turns with the level of each prompt;
+    after the post-hoc reward calibration of Huang et al. 2025, whose kernel is not known here). length_tanh: phi *
+    tanh(difference of characters / its standard deviation), AlpacaEval's feature; `phi` given or by least squares on
+    the gaps (theirs: a logistic regression with the models' strengths). position: the liking for the first place, where
+    pairs were shown in one order. verbosity: lambda * an aspect, ArmoRM's rule (theirs on all rewards, ours on
+    differences inside a prompt). source: an effect for each model.
+
+    All of it assumes that quality and what is taken off are unrelated: what longer answers earn honestly goes too.
+
+    Args:
+        grades: of responses or pairs.
+        name: which bias.
+        options: of the adjustment.
+
+    Returns:
+        The grades without it (a prob as a target gap), and what was fitted, with measures before and after.
+
+    Raises:
+        BadInput: an unknown name or option, or grades that lack what it needs.
+
+    Example:
+        >>> from marginkit.groups import Groups
+        >>> from marginkit.records import Group, Response
+        >>> groups = Groups.from_iterable([Group("a", "?", (Response("x" * 9), Response("x" * 3)))])
+        >>> fair, found = debias(Grades(groups, "utility", np.array([1.0, 0.0])), "length")
+        >>> fair.values.round(6), found["correlation with log length"]
+        (array([0.5, 0.5]), {'before': 1.0, 'after': None})
+    """
+    if name not in ADJUSTMENTS:
+        raise BadInput(f"debias={name!r}: the adjustments are {', '.join(ADJUSTMENTS)}")
+    rows = rows_of(grades)
+    if len(rows.values) < 2:
+        raise BadInput(f"debias={name}: {len(rows.values)} graded rows are too few to fit a bias on")
+    bias, facts = ADJUSTMENTS[name](grades, rows, **checked(f"debias={name}", ADJUSTMENTS[name], options))
+    values = np.full(len(grades.values), np.nan)
+    values[rows.place] = rows.values - bias
+    made = replace(grades, values=values, kind="target_gap" if grades.kind == "prob" else grades.kind)
+    before, after = length_measures(grades), length_measures(made)
+    measured = {key: {"before": before[key], "after": after[key]} for key in before}
+    return made, facts | measured | {"mean size of what was taken off": float(np.mean(np.abs(bias)))}
+
+
+def length_measures(grades: Grades) -> dict[str, float | None]:
+    """How far grades go with length: the correlation inside prompts, and how often the longer answer is the better one.
+
+    Returns:
+        `correlation with log length` and `longer is better` (share of pairs that differ in length, an equal grade
+        counting half); None where nothing differs.
+    """
+    rows, length = rows_of(grades), _lengths(grades)
+    values, feature = _compared(rows), rows.inside(np.log(length))
+    spread = float(np.sqrt((values @ values) * (feature @ feature)))
+    size = float(np.abs(rows.values).max(initial=0.0))
+    related = float(values @ feature) / spread if spread > 1e-9 * size else None
+    if rows.right is None:
+        left, right = pairs_inside(response_starts(grades.groups))
+        gap = grades.values[left] - grades.values[right]
+    else:
+        left, right, gap = rows.left, rows.right, rows.values
+    differ = (length[left] != length[right]) & ~np.isnan(gap)
+    with_length = np.sign(gap[differ]) * np.sign(length[left][differ] - length[right][differ])
+    longer = float(np.mean((with_length + 1) / 2)) if differ.any() else None
+    return {"correlation with log length": related, "longer is better": longer}
+
+
+def _compared(rows: Rows) -> Array:
+    return rows.centred(rows.values) if rows.right is None else rows.values
+
+
+def _lengths(grades: Grades) -> Array:
+    """[response] characters, at least 1."""
+    return np.array([max(len(r.text), 1) for group in grades.groups for r in group.responses], dtype=float)
