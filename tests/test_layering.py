@@ -58,7 +58,11 @@ MODELS_AND_DATA = {
     "batching",
     "progress",
 }
-ALLOWED["generate"] = MODELS_AND_DATA
+ALLOWED["decoding"] = {"errors", "models"}
+ALLOWED["drafts"] = {"errors"}
+ALLOWED["vllm_engine"] = {"config", "decoding", "errors"}
+ALLOWED["policies"] = {"config", "errors", "store"}
+ALLOWED["generate"] = MODELS_AND_DATA | {"decoding", "drafts", "policies", "scoring", "vllm_engine"}
 ALLOWED["passes"] = {"batching", "core", "data.encoded", "models"}
 ALLOWED["scoring"] = MODELS_AND_DATA | {"passes"}
 ALLOWED["cost"] = {"data.encoded", "models", "scoring"}
@@ -71,15 +75,22 @@ ALLOWED["setup"] = MODELS_AND_DATA | {"arguments", "assembly", "cost", "preparin
 ALLOWED["frozen_scores"] = MODELS_AND_DATA | {"scoring"}
 ALLOWED["reference"] = ALLOWED["reward_scores"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}
 ALLOWED["embedding"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}
+ALLOWED["embedders"] = MODELS_AND_DATA | {"scoring"}
+ALLOWED["embedding_features"] = MODELS_AND_DATA | {"embedders"}
+ALLOWED["embedding_heads"] = MODELS_AND_DATA | {"embedding_features", "metering"}
+ALLOWED["crossfit"] = ALLOWED["embedding_heads"] | {"assembly", "embedders", "embedding_heads", "evaluation.calibration"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
 ALLOWED["callbacks"] = {"progress"}
 ALLOWED["demo_result"] = {"kitchen", "records"}
 ALLOWED["listing"] = {"registry"}
 ALLOWED["card"] = {"config", "errors"}
-ALLOWED["judges"] = {"data", "store", "records", "groups", "config", "errors", "progress"}
+ALLOWED["judges"] = {"judges", "registry", "data", "store", "records", "groups", "config", "errors", "progress"}
 ALLOWED["run_scores"] = MODELS_AND_DATA | {"assembly", "preparing", "reference", "scoring", "setup"}
+ALLOWED["policy_scores"] = MODELS_AND_DATA | {"frozen_scores", "policies", "scoring"}
+ALLOWED["signals"] = {"crossfit", "data", "embedders", "errors", "groups", "models", "policies", "policy_scores", "run"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}
+ALLOWED["self_play"] = ALLOWED["run"] | {"run"}
 ALLOWED["cli"] = {""}  # anything
 ALLOWED["__main__"] = {"cli"}
 

@@ -22,12 +22,16 @@ _WHERE = {
     "write_groups": "groups",
     "read_groups": "data.sources",
     "make_pairs": "data.pairing",
+    "select": "data.selection",
+    "Signals": "data.signals",
+    "collect_signals": "signals",
     "recipe": "assembly",
     "compose": "assembly",
     "PairScores": "core.tensors",
     "SequenceScores": "core.tensors",
     "train": "run",
     "score": "run",
+    "sample": "generate",
     "evaluate": "evaluation.metrics",
     "BadInput": "errors",
     "RunFailed": "errors",
@@ -40,10 +44,13 @@ if TYPE_CHECKING:
     from marginkit.core.tensors import PairScores as PairScores
     from marginkit.core.tensors import SequenceScores as SequenceScores
     from marginkit.data.pairing import make_pairs as make_pairs
+    from marginkit.data.selection import select as select
+    from marginkit.data.signals import Signals as Signals
     from marginkit.data.sources import read_groups as read_groups
     from marginkit.errors import BadInput as BadInput
     from marginkit.errors import RunFailed as RunFailed
     from marginkit.evaluation.metrics import evaluate as evaluate
+    from marginkit.generate import sample as sample
     from marginkit.groups import Groups as Groups
     from marginkit.groups import write_groups as write_groups
     from marginkit.records import Comparison as Comparison
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
     from marginkit.records import Turn as Turn
     from marginkit.run import score as score
     from marginkit.run import train as train
+    from marginkit.signals import collect_signals as collect_signals
     from marginkit.tables import Scores as Scores
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from marginkit.decoding import Draws, draw
 from marginkit.demo_result import MEASURES, DemoOptions, DemoResult, Row
 from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import estimate_mean
@@ -39,7 +40,7 @@ SIZES = {"small": 32, "medium": 64, "large": 80}
 """Hidden size of the models; all have two layers."""
 LAYERS, VOCABULARY, MAX_LENGTH = 2, 1024, 128
 BETA = 0.5
-TEMPERATURE, NEW_TOKENS = 1.0, 48
+TEMPERATURE, NEW_TOKENS, BATCH_TOKENS = 1.0, 48, 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,31 +181,16 @@ def train_options(settings: Settings) -> dict[str, Any]:
 
 def sample_answers(model: Any, tokenizer: Any, prompts: Sequence[str], count: int, *, seed: int) -> list[list[str]]:
     """`count` answers a prompt, sampled at temperature 1; the same seed gives the same answers."""
-    from transformers import GenerationConfig
-
-    made: list[str] = []
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=TEMPERATURE,
-        top_k=0,
-        max_new_tokens=NEW_TOKENS,
-        num_return_sequences=count,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model.eval()
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), progress(len(prompts), "sample answers") as bar:
-        torch.manual_seed(seed)
-        for start in range(0, len(prompts), 256):
-            texts = [prompt + "\n" for prompt in prompts[start : start + 256]]
-            rows = tokenizer(texts, return_tensors="pt", padding=True)
-            ids = rows["input_ids"]
-            drawn = model.generate(input_ids=ids, attention_mask=rows["attention_mask"], generation_config=config)
-            made += tokenizer.batch_decode(drawn[:, ids.shape[1] :], skip_special_tokens=True)
-            bar(len(texts))
-    tokenizer.padding_side = side
-    return [made[start : start + count] for start in range(0, len(made), count)]
+    asked: list[list[int]] = tokenizer([prompt + "\n" for prompt in prompts])["input_ids"]
+    draws = Draws(count, TEMPERATURE, top_p=1.0, max_new_tokens=NEW_TOKENS, seed=seed)
+    stop, pad_id = {tokenizer.eos_token_id}, tokenizer.pad_token_id
+    made: dict[int, list[str]] = {}
+    with progress(len(prompts), "sample answers") as bar:
+        for members, drawn in draw(model, asked, draws, stop=stop, pad_id=pad_id, batch_tokens=BATCH_TOKENS):
+            texts = (tokenizer.batch_decode([one.ids for one in own], skip_special_tokens=True) for own in drawn)
+            made |= dict(zip(members, texts, strict=True))
+            bar(len(members))
+    return [made[at] for at in range(len(prompts))]
 
 
 def utilities_of(prompts: Sequence[str], answers: Sequence[Sequence[str]]) -> Array:
