@@ -90,9 +90,10 @@ class DataConfig(_Section):
     contradiction: Literal["drop", "keep", "trust_label", "trust_grade"] = "drop"
     contradiction_limit: float = Field(0.05, ge=0, le=1)
     strict: bool = Field(False, description="any bad row stops the run")
-    pairs: Literal["auto", "given", "best_worst", "all"] = Field(
+    pairs: Literal["auto", "given", "best_worst", "best_random", "best_vs_others", "adjacent", "all", "dcrm"] = Field(
         "auto", description="auto: the pairs the data gives; where it gives none, all"
     )
+    pair_options: dict[str, Any] = Field({}, description="of pairs=dcrm, e.g. distance: edit; docs/selection.md")
     max_pairs: int | None = Field(None, ge=1, description="at most so many pairs a group, drawn at random")
     train_split: str = "train"
     eval_split: str | None = Field("dev", description="dev, validation, val or eval: the first that is there")

@@ -156,6 +156,7 @@ def ready(groups: Groups, config: RunConfig, how: str | None = None, *, keep_all
         max_pairs=config.data.max_pairs,
         seed=config.seed,
         keep_unpaired=per_response or keep_all,
+        options=config.data.pair_options,
     )
     return made.filter(_has_a_grade, reason="no graded response") if per_response and not keep_all else made
 

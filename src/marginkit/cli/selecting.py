@@ -1,0 +1,370 @@
+"""marginkit pair and marginkit select."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from marginkit.cli.app import Columns, Json, app
+from marginkit.cli.rendering import assignments, plain, say, say_json, table
+from marginkit.errors import BadInput
+
+if TYPE_CHECKING:
+    from marginkit.data.selection import Selected
+    from marginkit.data.signals import Signals
+    from marginkit.groups import Groups
+
+Files = Annotated[list[str], typer.Argument(help="Files, saved dataset folders or hub names.")]
+Out = Annotated[Path | None, typer.Option(help="The .jsonl file to make; its manifest appears beside it.")]
+Reward = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What ranks the responses: grade | utility (in the data), score tables, a run, a saved reward model. "
+        "Several are an ensemble. Default: utility where every response has one, else grade.",
+    ),
+]
+Crossfit = Annotated[
+    str | None,
+    typer.Option(metavar="EMBEDDER", help="Rank by a head on embeddings (hash, minilm, a folder), cross-fitted."),
+]
+Policy = Annotated[
+    str | None, typer.Option(help="Log-probabilities and tokens: a run, a saved model, or score tables of one.")
+]
+Reference = Annotated[str | None, typer.Option(help="Likewise, of the policy before tuning.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="For edit distances; default: the policy's, else words are compared.")
+]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+Split = Annotated[str | None, typer.Option(help="Only this split.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An option of the method; docs/selection.md lists them."),
+]
+Store = Annotated[Path, typer.Option(help="Folder where the scores of models are kept.")]
+_HOWS = "given | best_worst | best_random | best_vs_others | adjacent | all | dcrm"
+_METHODS = (
+    "random | explicit | implicit | threshold | dcrm | alignment | dual_add | dual_mul | ifd | ensemble | confidence"
+)
+
+
+@app.command(
+    epilog="Example:  marginkit pair samples.jsonl --how best_worst --reward runs/mmpo_rm-1 --out pairs.jsonl\n\n"
+    "dcrm: formula, units and eps as recalled, not read in the paper."
+)
+def pair(
+    files: Files,
+    how: Annotated[str, typer.Option(help=_HOWS)] = "best_worst",
+    out: Out = None,
+    reward: Reward = None,
+    crossfit: Crossfit = None,
+    policy: Policy = None,
+    tokenizer: Tokenizer = None,
+    ties: Annotated[str, typer.Option(help="half | label | drop")] = "half",
+    max_pairs: Annotated[int | None, typer.Option(help="At most so many pairs a prompt, drawn at random.")] = None,
+    rso: Annotated[
+        int | None, typer.Option(help="First keep so many responses a prompt, by rejection sampling (RSO).")
+    ] = None,
+    rso_beta: Annotated[float, typer.Option(help="Its temperature, in the unit of the reward.")] = 0.5,
+    seed: Seed = 0,
+    split: Split = None,
+    option: Set = None,
+    workers: Annotated[int | None, typer.Option(help="Processes for edit distances; default: all cores.")] = None,
+    store: Store = Path("store"),
+    column: Columns = None,
+    as_json: Json = False,
+) -> None:
+    """Make pairs of graded responses and write them as a dataset: by rank, all, or the best of N^2 by DCRM."""
+    from marginkit.data.manifests import write_dataset
+    from marginkit.data.pairing import make_pairs
+    from marginkit.data.rso import thin_responses
+    from marginkit.progress import progress
+    from marginkit.signals import policy_tokenizer
+
+    target = _named(out, files, "pair")
+    groups, read = _read(files, column, split)
+    signals = _signals(groups, reward, crossfit, policy, None, False, store, seed)
+    if rso is not None:
+        if policy is not None:
+            raise BadInput("--rso and --policy: pair the thinned responses in a second step, they are scored anew then")
+        groups = thin_responses(groups, signals, count=rso, beta=rso_beta, seed=seed)
+        signals = _signals(groups, reward, crossfit, None, None, False, store, seed)
+    with progress(len(groups), "pair") as bar:
+        made = make_pairs(
+            groups,
+            how,  # type: ignore[arg-type] # checked there, with a message
+            ties=ties,  # type: ignore[arg-type]
+            max_pairs=max_pairs,
+            seed=seed,
+            signals=signals,
+            options=assignments_of(option),
+            tokenize=policy_tokenizer(policy, tokenizer) if how == "dcrm" else None,
+            workers=_cores() if workers is None else workers,
+            progress=bar,
+        )
+    settings: dict[str, Any] = {
+        "how": how,
+        "ties": ties,
+        "max_pairs": max_pairs,
+        "rso": rso,
+        "rso_beta": rso_beta,
+        "seed": seed,
+    }
+    settings |= {"split": split, "tokenizer": tokenizer, "options": assignments_of(option)}
+    facts = {"read": read, "signals": dict(signals.facts), **getattr(made, "facts", {})}
+    manifest = write_dataset(made, target, verb="pair", settings=settings, sources=files, facts=facts)
+    result = {"out": str(target), "how": how, "read": read, "kept": len(made), "pairs": manifest["pairs"]}
+    result |= {"dropped": dict(made.dropped), "facts": facts}
+    if as_json:
+        say_json(result)
+        return
+    rows = [("prompts read", str(read["groups"])), ("prompts kept", str(len(made))), ("pairs", str(manifest["pairs"]))]
+    rows += [(f"left out: {reason}", str(count)) for reason, count in made.dropped.items()]
+    rows += [(name, plain(value)) for name, value in getattr(made, "facts", {}).items() if value is not None]
+    table(f"{how} -> {target}", ("", ""), rows)
+
+
+@app.command(
+    epilog="Example:  marginkit select pairs.jsonl --how dcrm --policy Qwen/Qwen3-0.6B --top 0.4 --out best.jsonl\n\n"
+    "dcrm: formula, units and eps as recalled, not read in the paper.\n\n"
+    "Two selections side by side:  marginkit select --compare best.jsonl random.jsonl"
+)
+def select(
+    files: Files,
+    how: Annotated[str, typer.Option(help=_METHODS)] = "random",
+    top: Annotated[
+        str | None, typer.Option(help="How much to keep: a share with a point (0.4, 1.0) or a count of pairs (2000).")
+    ] = None,
+    out: Out = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Compare two selections instead.")] = False,
+    pairs: Annotated[
+        str,
+        typer.Option(
+            help="How pairs are made where the data gives none: auto (best_worst; dcrm for dcrm) or as "
+            "in `marginkit pair`."
+        ),
+    ] = "auto",
+    reward: Reward = None,
+    crossfit: Crossfit = None,
+    policy: Policy = None,
+    reference: Reference = None,
+    tokenizer: Tokenizer = None,
+    region: Annotated[str | None, typer.Option(help="explicit, implicit, ifd: top | bottom | mid")] = None,
+    min_prob: Annotated[float | None, typer.Option(help="confidence: below it a label is doubtful.")] = None,
+    action: Annotated[str | None, typer.Option(help="confidence: keep | drop | soften doubtful pairs.")] = None,
+    option: Set = None,
+    seed: Seed = 0,
+    split: Split = None,
+    store: Store = Path("store"),
+    column: Columns = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the pairs worth training on and write them as a dataset; every pair left out is counted by reason."""
+    if compare:
+        _compare(files, column, as_json)
+        return
+    from marginkit.data.manifests import write_dataset
+    from marginkit.data.selection import options_of
+    from marginkit.data.selection import select as select_pairs
+    from marginkit.signals import policy_tokenizer
+
+    named = {"region": region, "min_prob": min_prob, "action": action}
+    options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    options |= assignments_of(option)
+    options_of(how)  # refuses an unknown method before anything is read
+    target = _named(out, files, "select")
+    groups, read = _read(files, column, split)
+    tokenize = policy_tokenizer(policy, tokenizer) if "dcrm" in (how, pairs) else None
+    signals = _signals(groups, reward, crossfit, policy, reference, how == "ifd", store, seed)
+    if not any(group.pairs for group in groups):
+        judged = how in ("ensemble", "confidence") or crossfit is not None  # the data's own labels are what is judged
+        groups = _paired(groups, None if judged else signals, how, pairs, options, tokenize, seed)
+    elif pairs != "auto":
+        raise BadInput(f"--pairs {pairs}: the data has pairs; select among them, or make others with marginkit pair")
+    made = select_pairs(groups, how, top=_top(top), seed=seed, signals=signals, tokenize=tokenize, **options)
+    settings = {"how": how, "top": top, "options": made.facts["options"], "pairs": pairs, "seed": seed, "split": split}
+    settings |= {"reward": reward, "crossfit": crossfit, "policy": policy, "reference": reference}
+    facts = {"read": read, **made.facts}
+    manifest = write_dataset(made, target, verb="select", settings=settings, sources=files, facts=facts)
+    result = {"out": str(target), "how": how, "candidates": len(made.scores), "pairs": manifest["pairs"]}
+    result |= {"groups": len(made), "dropped": dict(made.dropped), "facts": facts}
+    if as_json:
+        say_json(result)
+    else:
+        _show(made, target)
+
+
+def assignments_of(option: Sequence[str] | None) -> dict[str, str]:
+    """What `--set NAME=VALUE` says.
+
+    Raises:
+        BadInput: an item has no `=`.
+    """
+    try:
+        return assignments(option)
+    except BadInput:
+        raise BadInput(f"--set {' '.join(option or ())}: write NAME=VALUE, e.g. --set weight=2.5") from None
+
+
+def _named(out: Path | None, files: Sequence[str], verb: str) -> Path:
+    if out is None:
+        raise BadInput(f"--out is missing: name the file to make, e.g. marginkit {verb} {files[0]} --out best.jsonl")
+    if out.suffix != ".jsonl":
+        raise BadInput(f"--out {out}: name a .jsonl file")
+    return out
+
+
+def _read(files: Sequence[str], column: list[str] | None, split: str | None) -> tuple[Groups, dict[str, Any]]:
+    """The groups, and what the reader says of the rows."""
+    from marginkit.data.sources import read_groups
+    from marginkit.data.splits import select_split
+    from marginkit.progress import progress
+
+    with progress(None, "read rows") as bar:
+        groups, found = read_groups(
+            list(files) if len(files) > 1 else files[0], columns=assignments(column), progress=bar.to
+        )
+    if split is not None:
+        groups = select_split(groups, split)
+    if not len(groups):
+        raise BadInput(f"{', '.join(files)}: no group is left; marginkit check says why")
+    return groups, {"rows": found.read, "kept": found.kept, "dropped": dict(found.dropped), "groups": len(groups)}
+
+
+def _signals(
+    groups: Groups,
+    reward: list[str] | None,
+    crossfit: str | None,
+    policy: str | None,
+    reference: str | None,
+    bare: bool,
+    store: Path,
+    seed: int,
+) -> Signals:
+    from marginkit.signals import collect_signals
+
+    return collect_signals(
+        groups,
+        rewards=reward or (),
+        crossfit=crossfit,
+        policy=policy,
+        reference=reference,
+        bare=bare,
+        store=store,
+        seed=seed,
+    )
+
+
+def _paired(
+    groups: Groups, signals: Signals | None, how: str, pairs: str, options: dict[str, Any], tokenize: Any, seed: int
+) -> Groups:
+    """The groups with pairs, all groups kept so that the signals still fit."""
+    from marginkit.data.pairing import make_pairs
+
+    way = pairs
+    if pairs == "auto":
+        compared = any(group.comparisons for group in groups)
+        way = "dcrm" if how == "dcrm" else "given" if compared else "best_worst"
+    return make_pairs(
+        groups,
+        way,  # type: ignore[arg-type]
+        signals=signals,
+        options=options if way == how == "dcrm" else {},
+        tokenize=tokenize,
+        keep_unpaired=True,
+        seed=seed,
+        workers=_cores(),
+    )
+
+
+def _top(top: str | None) -> float | int | None:
+    if top is None:
+        return None
+    try:
+        return int(top) if top.strip().isdigit() else float(top)
+    except ValueError:
+        raise BadInput(f"--top {top}: a share such as 0.4, or a count such as 2000") from None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _show(made: Selected, target: Path) -> None:
+    facts = made.facts
+    before, after = facts["candidates"], facts["kept"]
+    rows = [
+        (name.replace("_", " "), plain(before[name]), plain(after.get(name, "")))
+        for name in before
+        if before[name] is not None
+    ]
+    table(f"{facts['how']} -> {target}", ("", "candidates", "kept"), rows)
+    told = [(f"left out: {reason}", str(count)) for reason, count in made.dropped.items()]
+    told += [(name.replace("_", " "), plain(facts[name])) for name in _CORRELATIONS if facts[name] is not None]
+    told += [(name.replace("_", " "), plain(value)) for name, value in facts["method"].items() if value is not None]
+    table("", ("", ""), told)
+    if facts["wanted"] > after["pairs"] and facts["top"] is not None:
+        say(f"asked for {facts['wanted']} pairs, but only {after['pairs']} have a score")
+    bars = histogram(made.scores, made.kept)
+    if bars:
+        table("scores (█ kept, ░ not)", ("score", "pairs", ""), bars)
+
+
+_CORRELATIONS = ("rank_correlation_with_length", "rank_correlation_with_length_difference")
+
+
+def histogram(scores: Any, kept: Any, bins: int = 12, width: int = 60) -> list[tuple[str, str, str]]:
+    """Rows of a text histogram: range, count, bar; nothing where all scores are the same.
+
+    Args:
+        scores: [P], NaN left out.
+        kept: [P].
+        bins: rows.
+        width: of the longest bar.
+
+    Example:
+        >>> import numpy as np
+        >>> histogram(np.array([0.0, 1.0, 1.0]), np.array([False, True, False]), bins=2, width=2)
+        [('0 .. 0.5', '1', '░'), ('0.5 .. 1', '2', '█░')]
+    """
+    import numpy as np
+
+    there = np.isfinite(scores)
+    if not there.any() or np.ptp(scores[there]) == 0:
+        return []
+    counts, edges = np.histogram(scores[there], bins=bins)
+    taken, _ = np.histogram(scores[there & kept], bins=edges)
+    rows = []
+    for count, own, low, high in zip(counts, taken, edges, edges[1:], strict=False):
+        full = round(width * count / counts.max())
+        solid = round(width * own / counts.max())
+        rows.append((f"{low:.3g} .. {high:.3g}", str(count), "█" * solid + "░" * (full - solid)))
+    return rows
+
+
+def _compare(files: Sequence[str], column: list[str] | None, as_json: bool) -> None:
+    from marginkit.data.selection_facts import compare_selections
+    from marginkit.data.sources import read_groups
+
+    if len(files) != 2:
+        raise BadInput(f"--compare: name two files, got {len(files)}")
+    first, second = (read_groups(name, columns=assignments(column))[0] for name in files)
+    found = compare_selections(first, second)
+    if as_json:
+        say_json({"files": list(files)} | found)
+        return
+    names = ("shared", "turned", "jaccard", "share_of_first", "share_of_second")
+    table(
+        f"{files[0]} and {files[1]}",
+        ("pairs in both", ""),
+        [(name.replace("_", " "), plain(found[name])) for name in names if found[name] is not None],
+    )
+    told = [
+        (name.replace("_", " "), plain(found["first"][name]), plain(found["second"][name])) for name in found["first"]
+    ]
+    table("what is in them", ("", files[0], files[1]), told)
+    if not found["shared"] and not found["turned"]:
+        say("no pair is in both: are they made from the same groups?")
