@@ -135,7 +135,7 @@ def test_check_counts_every_row(
     assert "ratings.jsonl:25" in err
     code, out, _ = call(monkeypatch, capsys, "check", "ratings.jsonl")
     assert code == 0
-    assert "longer_wins" in out
+    assert "the longer response" in out
 
 
 def test_the_whole_way_by_commands(
