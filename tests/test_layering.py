@@ -88,6 +88,8 @@ ALLOWED["judges"] = {"judges", "registry", "data", "store", "records", "groups",
 ALLOWED["run_scores"] = MODELS_AND_DATA | {"assembly", "preparing", "reference", "scoring", "setup"}
 ALLOWED["policy_scores"] = MODELS_AND_DATA | {"frozen_scores", "policies", "scoring"}
 ALLOWED["signals"] = {"crossfit", "data", "embedders", "errors", "groups", "models", "policies", "policy_scores", "run"}
+ALLOWED["reward_grading"] = ALLOWED["signals"] | {"evaluation.calibration", "signals"}
+ALLOWED["grading"] = ALLOWED["reward_grading"] | {"judges", "reward_grading"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}
 ALLOWED["self_play"] = ALLOWED["run"] | {"run"}
@@ -111,6 +113,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "reporting": HEAVY,
     "world": HEAVY,
     "kitchen": HEAVY,
+    "judges": HEAVY,
     "core": HEAVY - {"torch"} | {"numpy", "pyarrow", "pydantic", "omegaconf"},
 }
 

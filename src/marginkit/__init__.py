@@ -25,6 +25,7 @@ _WHERE = {
     "select": "data.selection",
     "Signals": "data.signals",
     "collect_signals": "signals",
+    "grade": "grading",
     "recipe": "assembly",
     "compose": "assembly",
     "PairScores": "core.tensors",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from marginkit.errors import RunFailed as RunFailed
     from marginkit.evaluation.metrics import evaluate as evaluate
     from marginkit.generate import sample as sample
+    from marginkit.grading import grade as grade
     from marginkit.groups import Groups as Groups
     from marginkit.groups import write_groups as write_groups
     from marginkit.records import Comparison as Comparison

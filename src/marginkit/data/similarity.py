@@ -55,8 +55,8 @@ def grade_by_similarity(
 ) -> Grades:
     """Target gap = gamma * (1 - cos(E(chosen), E(rejected))): the further apart in meaning, the surer the label.
 
-    Unsigned: the direction is the label's, so every gap is >= 0 and agrees with it. It is no measure of quality, since a
-    difference in style is a difference too. Source: MMPO names sentence similarity as a margin; this formula is our
+    Unsigned: the direction is the label's, so every gap is >= 0 and agrees with it. It is no measure of quality, since
+    a difference in style is a difference too. Source: MMPO names sentence similarity as a margin; this formula is our
     reconstruction. Texts longer than the embedder reads are embedded in pieces and averaged, by the embedder.
 
     Args:

@@ -29,7 +29,7 @@ Evidence = Literal["auto", "votes", "prob", "grades", "labels"]
 Wins = list[tuple[int, int, float, float]]
 
 
-def grade_by_votes(groups: Groups, *, prior: Any = 0.5) -> Grades:
+def grade_by_votes(groups: Groups, *, prior_for: float = 0.5, prior_against: float = 0.5) -> Grades:
     """Target gap = log((wins + ties/2 + a) / (losses + ties/2 + b)), logits; see `vote_log_odds`.
 
     Left alone, training uses the raw share of the votes (decision 0005), which is the better target for a model that
@@ -37,38 +37,32 @@ def grade_by_votes(groups: Groups, *, prior: Any = 0.5) -> Grades:
 
     Args:
         groups: groups with votes, of pairs or as comparisons.
-        prior: of the Beta prior: one count a = b, or two, for chosen and rejected.
+        prior_for: a of the Beta prior, a count >= 0 added to the votes for chosen.
+        prior_against: b, added to those for rejected.
 
     Raises:
-        BadInput: a prior that is not one or two counts >= 0, or one that leaves a gap infinite.
+        BadInput: a prior below 0, or one that leaves a gap infinite.
 
     Example:
         >>> from marginkit.records import Pair, Response
         >>> group = Group("a", "?", (Response("x"), Response("y")), pairs=(Pair(0, 1, votes=(3.0, 1.0, 0.0)),))
-        >>> grade_by_votes(Groups.from_iterable([group]), prior=1.0).values.round(4)
+        >>> grade_by_votes(Groups.from_iterable([group]), prior_for=1.0, prior_against=1.0).values.round(4)
         array([0.6931])
     """
-    both = _two(prior)
+    prior = (prior_for, prior_against)
     paired = paired_for_grading(groups)
     votes = [pair.votes for group in paired for pair in group.pairs]
     counts = np.array([(np.nan,) * 3 if own is None else own for own in votes], dtype=float).reshape(-1, 3)
     values, known = np.full(len(counts), np.nan), ~np.isnan(counts[:, 0])
-    values[known] = vote_log_odds(*counts[known].T, prior=both)
-    trusted = effective_votes(*counts[known].T, prior=both)
-    facts = {"prior": list(both)} | (
+    values[known] = vote_log_odds(*counts[known].T, prior=prior)
+    trusted = effective_votes(*counts[known].T, prior=prior)
+    facts = {"prior": list(prior)} | (
         {"median votes": float(np.median(counts[known].sum(1))), "median effective votes": float(np.median(trusted))}
         if known.any()
         else {}
     )
     missing = int((~known).sum())
     return Grades(paired, "target_gap", values, {"no votes": missing} if missing else {}, facts)
-
-
-def _two(prior: Any) -> tuple[float, float]:
-    given = prior if isinstance(prior, list | tuple) else (prior, prior)
-    if len(given) != 2 or not all(isinstance(count, int | float) for count in given):
-        raise BadInput(f"prior={prior!r}: give one count, or two: [0.5, 0.5]")
-    return float(given[0]), float(given[1])
 
 
 def grade_by_ranking(
@@ -217,7 +211,7 @@ def _by_model(
     strength = fit_bradley_terry(comparisons, l2=l2)
     ranked = {name: {"utility": float(u), "elo": float(elo(u))} for name, u in zip(models, strength, strict=True)}
     if bootstrap:
-        fits = bootstrap_bradley_terry(comparisons, samples=bootstrap, l2=l2, seed=seed)
+        fits = bootstrap_bradley_terry(comparisons, samples=int(bootstrap), l2=l2, seed=seed)
         for name, low, high in zip(models, *np.quantile(fits, [0.025, 0.975], axis=0), strict=True):
             ranked[name] |= {"low": float(low), "high": float(high)}
     values = np.where(of >= 0, strength[of], np.nan)

@@ -1,0 +1,245 @@
+"""Evidence into utilities and targets: one verb, many ways, each a function in a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from marginkit.data.debiasing import debias as take_off
+from marginkit.data.graded import Disagreement, Grades, Kind, Ungraded, apply_grades
+from marginkit.data.grades import pair_evidence
+from marginkit.data.grading_report import describe_evidence
+from marginkit.data.judge_grader import grade_by_judge_probs
+from marginkit.data.judged import clipped_logit
+from marginkit.data.options import checked, option_defaults
+from marginkit.data.rating_graders import grade_by_raters, grade_by_ratings
+from marginkit.data.similarity import Embeds, grade_by_similarity
+from marginkit.data.vote_graders import grade_by_ranking, grade_by_votes
+from marginkit.errors import BadInput
+from marginkit.groups import Groups
+from marginkit.reward_grading import grade_by_crossfit, grade_by_reward
+
+
+@dataclass(frozen=True, slots=True)
+class Grading:
+    """Graded groups and how they came about.
+
+    Args:
+        groups: with their new evidence; `dropped` counts what was left out.
+        report: plain values: settings, what was fitted, before and after, what could not be graded and why.
+    """
+
+    groups: Groups
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+def grade(
+    groups: Groups,
+    how: str,
+    *,
+    debias: Sequence[str] = (),
+    disagreement: Disagreement = "keep",
+    ungraded: Ungraded = "keep",
+    **options: Any,
+) -> Groups:
+    """Turn the evidence in some groups into utilities (logits) or targets of pairs, which train without a gamma.
+
+    votes: log-odds with a Beta prior. ratings: gamma * grade, or a z-score, quantile or log map. raters: the noise of
+    several raters shrinks the target toward 1/2. ranks: a Bradley-Terry fit to votes, probabilities or orders.
+    pairwise: the same to the probabilities of pairs. judge_probs: a judge's probabilities as clipped logits, its liking
+    for a place cancelled. similarity: distance in meaning, without sign. reward: a reward model or score tables.
+    crossfit: rewards of heads that never saw the prompt. given: the utilities and targets that are there already, to
+    debias them.
+
+    Args:
+        groups: the evidence.
+        how: which of these.
+        debias: biases to take off, in this order: length, length_lowess, length_tanh, position, verbosity, source;
+            options behind a colon, as in "length_lowess:fraction=0.3".
+        disagreement: where the graded gap goes against the label: keep (a soft target below 1/2), drop, trust_label or
+            trust_grade.
+        ungraded: keep or drop what could not be graded.
+        options: of the way, see `grader_options(how)`.
+
+    Returns:
+        The graded groups: what was written is what training uses.
+
+    Raises:
+        BadInput: an unknown way or option, or evidence that the way needs and the groups lack.
+
+    Example:
+        >>> from marginkit.records import Group, Pair, Response
+        >>> answers = (Response("Apple.", grade=4.0), Response("Carrot.", grade=1.0))
+        >>> groups = Groups.from_iterable([Group("a", "Name a fruit.", answers, pairs=(Pair(0, 1),))])
+        >>> [response.utility for response in grade(groups, "ratings", gamma=0.5)[0].responses]
+        [2.0, 0.5]
+    """
+    return grade_and_report(
+        groups, how, debias=debias, disagreement=disagreement, ungraded=ungraded, options=options
+    ).groups
+
+
+def grade_and_report(
+    groups: Groups,
+    how: str,
+    *,
+    debias: Sequence[str] = (),
+    disagreement: Disagreement = "keep",
+    ungraded: Ungraded = "keep",
+    options: Mapping[str, Any] | None = None,
+) -> Grading:
+    """`grade`, with what was found on the way.
+
+    Args:
+        groups: as for `grade`.
+        how: as for `grade`.
+        debias: as for `grade`.
+        disagreement: as for `grade`.
+        ungraded: as for `grade`.
+        options: as for `grade`.
+
+    Raises:
+        BadInput: as `grade`.
+
+    Example:
+        >>> from marginkit.records import Group, Response
+        >>> groups = Groups.from_iterable([Group("a", "?", (Response("x", grade=1.0), Response("y")))])
+        >>> grade_and_report(groups, "ratings", options={"gamma": 1.0}).report["not graded"]
+        {'no grade': 1}
+    """
+    settings = checked(f"how={how}", _grader(how), options or {})
+    before = describe_evidence(groups)
+    grades = GRADERS[how](groups, **settings)
+    taken: list[dict[str, Any]] = []
+    for words in debias:
+        name, own = _bias(words)
+        grades, found = take_off(grades, name, **own)
+        taken.append({"bias": words} | found)
+    made, superseded = apply_grades(grades, disagreement=disagreement, ungraded=ungraded)
+    report = {
+        "how": how,
+        "writes": grades.kind,
+        "options": {name: _plain(value) for name, value in settings.items()},
+        "disagreement": disagreement,
+        "ungraded": ungraded,
+        "not graded": dict(grades.ungraded),
+        "superseded": superseded,
+        "fitted": dict(grades.facts),
+        "debias": taken,
+        "before": before,
+        "after": describe_evidence(made),
+    }
+    return Grading(made, report)
+
+
+def grader_options(how: str) -> dict[str, Any]:
+    """The options of a way of grading, with their defaults.
+
+    Raises:
+        BadInput: there is no such way.
+
+    Example:
+        >>> grader_options("votes")
+        {'prior_for': 0.5, 'prior_against': 0.5}
+    """
+    return option_defaults(_grader(how))
+
+
+def _grader(how: str) -> Callable[..., Grades]:
+    if how not in GRADERS:
+        raise BadInput(f"how={how!r}: the ways to grade are {', '.join(GRADERS)}")
+    return GRADERS[how]
+
+
+def _bias(words: str) -> tuple[str, dict[str, Any]]:
+    """A bias and its options, from "length_lowess:fraction=0.3"."""
+    name, _, rest = words.partition(":")
+    own: dict[str, Any] = {}
+    for item in filter(None, rest.split(",")):
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise BadInput(f"debias={words}: write NAME or NAME:OPTION=VALUE, e.g. length_lowess:fraction=0.3")
+        own[key] = read_option(value)
+    return name, own
+
+
+def read_option(text: str) -> Any:
+    """A value as a command line gives it: JSON where it is some, else the text.
+
+    Example:
+        >>> read_option("0.3"), read_option("linear"), read_option('{"helpfulness": 1}')
+        (0.3, 'linear', {'helpfulness': 1})
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool | list | tuple | dict | None) else type(value).__name__
+
+
+def _pairwise(groups: Groups, *, l2: float = 0.1, disconnected: Literal["leave", "anchor"] = "leave") -> Grades:
+    return grade_by_ranking(groups, evidence="prob", l2=l2, disconnected=disconnected)
+
+
+def _similarity(
+    groups: Groups,
+    *,
+    embedder: str | Embeds = "minilm",
+    gamma: float | None = None,
+    map: Literal["linear", "quantile"] = "linear",
+    store: str = "",
+) -> Grades:
+    name = embedder if isinstance(embedder, str) else type(embedder).__name__
+    if isinstance(embedder, str):
+        from marginkit.embedders import open_embedder
+
+        embedder = open_embedder(embedder, store=Path(store) if store else None)
+    made = grade_by_similarity(groups, embedder=embedder, gamma=gamma, map=map)
+    return replace(made, facts={"embedder": name, **made.facts})
+
+
+def _given(groups: Groups) -> Grades:
+    """What training would use: the probabilities and target gaps of pairs, or the utilities where no pair has one."""
+    found = [pair_evidence(group, pair) for group in groups for pair in group.pairs]
+    if any(
+        pair.votes is not None or pair.prob is not None or pair.target_gap is not None
+        for group in groups
+        for pair in group.pairs
+    ):
+        if all(one.prob is not None for one in found):
+            return _known(groups, "prob", [one.prob for one in found])
+        gaps = [one.target_gap if one.prob is None else float(clipped_logit(one.prob, clip=1e-6)) for one in found]
+        return _known(groups, "target_gap", gaps)
+    utilities = [response.utility for group in groups for response in group.responses]
+    if all(utility is None for utility in utilities):
+        raise BadInput("how=given: there is neither a utility nor a probability nor a target gap; choose another way")
+    return _known(groups, "utility", utilities)
+
+
+def _known(groups: Groups, kind: Kind, listed: Sequence[float | None]) -> Grades:
+    values = np.array([np.nan if value is None else value for value in listed], dtype=float)
+    missing = int(np.isnan(values).sum())
+    return Grades(groups, kind, values, {f"no {kind}": missing} if missing else {})
+
+
+GRADERS: dict[str, Callable[..., Grades]] = {
+    "votes": grade_by_votes,
+    "ratings": grade_by_ratings,
+    "raters": grade_by_raters,
+    "ranks": grade_by_ranking,
+    "pairwise": _pairwise,
+    "judge_probs": grade_by_judge_probs,
+    "similarity": _similarity,
+    "reward": grade_by_reward,
+    "crossfit": grade_by_crossfit,
+    "given": _given,
+}
+"""Every way to grade; a new one is a function from groups and keyword options to `Grades`."""
