@@ -1,0 +1,123 @@
+"""What a head on frozen embeddings reads of graded groups: features of every response, and the labels of the pairs.
+
+features = [e(y), e(x) * e(y), cos(e(x), e(y)), log(1 + characters of y)] of prompt x and response y, e an embedder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marginkit.core.tensors import Labels
+from marginkit.data.encoded import EncodedGroup
+from marginkit.data.grades import pair_evidence
+from marginkit.embedders import Embedder
+from marginkit.models.packing import labels_of, pair_columns
+from marginkit.records import Group, content_text
+
+Features = Literal["interaction", "response", "joined"]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Graded groups as a head reads them.
+
+    Args:
+        values: [R, d] float32, the features of every response.
+        owner: [R] which group a response belongs to.
+        columns: pairs and labels, see `packing.pair_columns`; `group_of` numbers groups as `owner` does.
+        groups: how many groups the numbers run over.
+        blocks: how many features belong together, see `Heads.normalise`.
+    """
+
+    values: Tensor
+    owner: Tensor
+    columns: Mapping[str, Tensor]
+    groups: int
+    blocks: tuple[int, ...]
+
+    def take(self, rows: Iterable[int]) -> Examples:
+        """The examples of some groups, in their old order and under their old numbers."""
+        member = torch.zeros(self.groups, dtype=torch.bool)
+        member[torch.tensor(list(rows), dtype=torch.long)] = True
+        response, pair = member[self.owner], member[self.columns["group_of"]]
+        place = torch.cumsum(response, 0) - 1
+        columns = {name: value[response if name == "response_grade" else pair] for name, value in self.columns.items()}
+        columns["pairs"] = place[columns["pairs"]]
+        return Examples(self.values[response], self.owner[response], columns, self.groups, self.blocks)
+
+    @property
+    def labels(self) -> Labels:
+        """What the data says of every pair."""
+        return labels_of(dict(self.columns))
+
+
+def examples_of(groups: Iterable[Group], embedder: Embedder, features: Features = "interaction") -> Examples:
+    """What a head reads of groups, each prompt and each response embedded once.
+
+    Args:
+        groups: paired groups; those without a pair are only scored.
+        embedder: makes the vectors.
+        features: interaction: [e(y), e(x) * e(y), cos(e(x), e(y)), log(1 + characters of y)]; response: without what
+            reads the prompt x; joined: [e(x and y as one text), log(1 + characters of y)].
+
+    Returns:
+        The examples of all responses and pairs.
+
+    Raises:
+        RunFailed: a vector is not finite.
+    """
+    held = list(groups)
+    prompts = [content_text(group.prompt) for group in held for _ in group.responses]
+    texts = [response.text for group in held for response in group.responses]
+    length = np.log1p([[len(text)] for text in texts])
+    if features == "joined":
+        parts = [embedder.embed([f"{prompt}\n{text}" for prompt, text in zip(prompts, texts, strict=True)])]
+    elif features == "response":
+        parts = [embedder.embed(texts)]
+    else:
+        vectors = embedder.embed(prompts + texts)
+        asked, said = vectors[: len(texts)], vectors[len(texts) :]
+        parts = [said, asked * said, (asked * said).sum(1, keepdims=True)]
+    parts.append(length)
+    values = np.concatenate(parts, 1).astype(np.float32)
+    encoded = [encode_labels(row, group) for row, group in enumerate(held)]
+    columns = {name: value for name, value in pair_columns(encoded, torch.float64).items() if isinstance(value, Tensor)}
+    sizes = torch.tensor([len(group.responses) for group in held])
+    return Examples(
+        torch.from_numpy(values),
+        torch.repeat_interleave(sizes),
+        columns,
+        len(held),
+        tuple(part.shape[1] for part in parts),
+    )
+
+
+def encode_labels(row: int, group: Group) -> EncodedGroup:
+    """What the data says of a group, without tokens; the length of a response is counted in words."""
+    evidence = [pair_evidence(group, pair) for pair in group.pairs]
+    return EncodedGroup(
+        row=row,
+        id=group.id,
+        prompt_ids=[],
+        response_ids=[[0] * len(response.text.split()) for response in group.responses],
+        grade=[_nan(response.grade) for response in group.responses],
+        utility=[_nan(response.utility) for response in group.responses],
+        chosen=[pair.chosen for pair in group.pairs],
+        rejected=[pair.rejected for pair in group.pairs],
+        prob=[_nan(found.prob) for found in evidence],
+        target_gap=[_nan(pair.target_gap) for pair in group.pairs],
+        strength=[_nan(pair.strength) for pair in group.pairs],
+        weight=[pair.weight for pair in group.pairs],
+        tie=[found.tie for found in evidence],
+    )
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value
