@@ -2,8 +2,8 @@
 
 One folder a model (`store/<fingerprint>/`), one SQLite file a writer. A key is the hash of the tokens the model saw
 (prompt ids, response ids) and of what else decides the number (quantity, dtype, attention, versions), so tokenizer,
-template and truncation are in it by what they produce. A value is a number or a vector, each kind in a table of its
-own. A transaction holds one batch: `kill -9` loses at most that.
+template and truncation are in it by what they produce. A value is a number, a vector or a text (what a judge answered),
+each kind in a table of its own. A transaction holds one batch: `kill -9` loses at most that.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (id TEXT PRIMARY KEY, json TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, settings TEXT NOT NULL, value REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, settings TEXT NOT NULL, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS texts (key BLOB PRIMARY KEY, settings TEXT NOT NULL, value TEXT NOT NULL);
 """
 _FLOAT32 = np.dtype("<f4")  # whatever machine reads the file
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -119,6 +120,14 @@ class ScoreStore:
     def add_vectors(self, rows: Iterable[tuple[bytes, Array]]) -> None:
         """Keep one batch of vectors, rounded to float32, under the rules of `add`."""
         self._write("vectors", ((key, np.asarray(vector, _FLOAT32).tobytes()) for key, vector in rows))
+
+    def get_texts(self, keys: Sequence[bytes]) -> list[str | None]:
+        """The kept texts, under the rules of `get`."""
+        return self._read("texts", keys)
+
+    def add_texts(self, rows: Iterable[tuple[bytes, str]]) -> None:
+        """Keep one batch of texts, under the rules of `add`."""
+        self._write("texts", rows)
 
     def _read(self, table: str, keys: Sequence[bytes]) -> list[Any]:
         found: dict[bytes, Any] = {}
