@@ -62,7 +62,7 @@ def grade(
         debias: biases to take off, in this order: length, length_lowess, length_tanh, position, verbosity, source;
             options behind a colon, as in "length_lowess:fraction=0.3".
         disagreement: where the graded gap goes against the label: keep (a soft target below 1/2), drop, trust_label or
-            trust_grade.
+            trust_grade. Pairs that grading itself makes are always in the order of the grade.
         ungraded: keep or drop what could not be graded.
         options: of the way, see `grader_options(how)`.
 
@@ -120,7 +120,11 @@ def grade_and_report(
         name, own = _bias(words)
         grades, found = take_off(grades, name, **own)
         taken.append({"bias": words} | found)
+    labelled = any(group.pairs or group.comparisons for group in groups)
+    if not labelled:  # the pairs were made of grades: they have no label that a grade could go against
+        disagreement = "trust_grade"
     made, superseded = apply_grades(grades, disagreement=disagreement, ungraded=ungraded)
+    after = describe_evidence(made)
     report = {
         "how": how,
         "writes": grades.kind,
@@ -132,7 +136,7 @@ def grade_and_report(
         "fitted": dict(grades.facts),
         "debias": taken,
         "before": before,
-        "after": describe_evidence(made),
+        "after": after if labelled else after | {"agrees with the label": None},
     }
     return Grading(made, report)
 

@@ -95,8 +95,8 @@ def _scaled(groups: Groups, rewards: Array, temperature: str | float, facts: dic
         if at_bound:
             why = "all of them are ordered rightly" if temperature < 1 else "the rewards do not go with the labels"
             raise BadInput(
-                f"temperature=fit: none is best for {len(gap)} labelled pairs: {why}; use labels that the model did not "
-                "see, how=crossfit, or set temperature=1"
+                f"temperature=fit: none is best for {len(gap)} labelled pairs: {why}; use labels that the model "
+                "has not seen, how=crossfit, or set temperature=1"
             )
         facts |= {
             "fitted on": len(gap),

@@ -17,6 +17,7 @@ from marginkit.errors import BadInput, MarginkitError
 
 # isort: off
 from marginkit.cli import checking as checking
+from marginkit.cli import grading as grading
 from marginkit.cli import training as training
 from marginkit.cli import judging as judging
 from marginkit.cli import sampling as sampling
