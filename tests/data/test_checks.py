@@ -295,12 +295,13 @@ def test_ledger_counts_exactly_and_keeps_the_first_findings():
 
 
 def test_ledger_as_json():
-    findings = Findings("a.jsonl", "pair", read=2, kept=1, notes=["n"])
+    findings = Findings("a.jsonl", "pair", read=2, kept=1, notes=["n"], recognised="pair: has prompt")
     findings.add(Finding("a.jsonl:1", "r", "rule", "fix"))
     findings.add(Finding("a.jsonl:2", "w", "rule", "fix", "warn"))
     assert json.loads(json.dumps(findings.to_json())) == {
         "file": "a.jsonl",
         "dialect": "pair",
+        "recognised": "pair: has prompt",
         "read": 2,
         "kept": 1,
         "dropped": {"r": 1},

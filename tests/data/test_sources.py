@@ -15,7 +15,7 @@ from marginkit.errors import BadInput
 from marginkit.groups import Groups, write_groups
 from marginkit.records import Comparison, Group, Pair, Rating, Response, Turn
 
-FIXTURES = Path(__file__).parent / "fixtures" / "schema_rows"
+FIXTURES = Path(__file__).parent / "schema_rows"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 GOOD = {"prompt": "p", "chosen": "good", "rejected": "bad"}
 
@@ -171,11 +171,9 @@ def test_sft_layouts():
         assert (groups[0].prompt, groups[0].responses, groups[0].pairs) == (prompt, (Response(response),), ())
 
 
-def test_unpaired_feedback_is_refused_by_name():
-    assert refusal([{"prompt": "p", "completion": "x", "label": True}]) == (
-        "rows in memory: prompt, completion and label are unpaired feedback, which cannot make pairs; to train on the "
-        'completions alone set columns={"label": "ignore"}'
-    )
+def test_labels_of_single_completions_can_be_left_out():
+    groups, findings = read_groups([{"prompt": "p", "completion": "x", "label": True}], columns={"label": "ignore"})
+    assert (findings.dialect, groups[0].responses) == ("sft", (Response("x"),))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -662,7 +660,6 @@ def test_a_newer_native_form_is_refused():
         ("reward_bench", None, "Name a fruit.", ["Apple.", "Carrot."]),
         ("orca_dpo_pairs_argilla", {"input": "prompt"}, "You are helpful.\nName a fruit.", ["Apple.", "Carrot."]),
         ("skywork_reward_preference", None, "Name a fruit.", ["Apple.", "Carrot."]),
-        ("simpo_onpolicy_armorm", None, "Give one tip for sleeping better.", ["Keep a fixed bedtime.", "Sleep."]),
         ("trl_preference", None, "Name a fruit.", ["Apple.", "Carrot."]),
         ("trl_ultrafeedback_binarized", None, "Give one tip for sleeping better.", ["Keep a fixed bedtime.", "Sleep."]),
         ("ultrafeedback_binarized", None, "Give one tip for sleeping better.", ["Keep a fixed bedtime.", "Sleep."]),

@@ -17,6 +17,7 @@ from marginkit.records import ROLES, Content, Turn
 
 Severity = Literal["drop", "warn"]
 FINDINGS_PER_REASON = 20
+TEXT_LIMIT = 10_000_000  # characters of one text
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +54,14 @@ class Findings:
 
     Args:
         file: what was read.
-        dialect: the layout its rows were read as.
+        dialect: the dialect, or else the layout, that its rows were read as.
         read: input rows seen.
-        kept: rows that became a group.
+        kept: rows that went into a group; where several make one, there are fewer groups.
         dropped: rows left out, by reason.
         warned: rows kept with a remark, by reason.
         items: the first findings of every reason.
-        notes: how columns were taken.
+        notes: how columns and evidence were taken.
+        recognised: the dialect or layout, and the columns by which it was recognised.
 
     Example:
         >>> ledger = Findings("a.jsonl", "pair", read=1)
@@ -76,6 +78,7 @@ class Findings:
     warned: dict[str, int] = field(default_factory=dict)
     items: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recognised: str = ""
 
     def add(self, finding: Finding) -> None:
         """Count a finding, and keep it if it is among the first of its reason."""
@@ -108,6 +111,7 @@ class Findings:
         return {
             "file": self.file,
             "dialect": self.dialect,
+            "recognised": self.recognised,
             "read": self.read,
             "kept": self.kept,
             "dropped": dict(self.dropped),
@@ -133,9 +137,12 @@ def shown(value: object) -> str:
         '"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…'
     """
     try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        text = repr(value)
+        try:
+            text = json.dumps(value[:200] if isinstance(value, str) else value, ensure_ascii=False)
+        except (TypeError, ValueError):
+            text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
+        text = f"a {type(value).__name__} that cannot be shown"
     text = " ".join(text.split()).encode(errors="replace").decode()
     return text if len(text) <= 40 else text[:39] + "…"
 
@@ -230,10 +237,10 @@ def index(value: object, key: str, count: int) -> int:
 
 def text(value: object, key: str) -> str:
     """A string, or the text of content parts; images and other parts are refused by name."""
+    if isinstance(value, str):
+        return _readable(value, key)
     if value is None:
         raise RowRefused("missing text", f"{key} is null or missing", "fill it in or remove the row")
-    if isinstance(value, str):
-        return value
     if not isinstance(value, list | tuple):
         raise RowRefused("not text", f"{key} is {shown(value)}, not text", "give a string or chat turns")
     words = []
@@ -245,7 +252,16 @@ def text(value: object, key: str) -> str:
             rule = f"{key} holds a part of type {shown(kind)}, but marginkit reads text only"
             raise RowRefused("non-text content", rule, "remove the row, or its images")
         words.append(text(part.get("text"), f"{key}.text"))
-    return "".join(words)
+    return _readable("".join(words), key)
+
+
+def _readable(said: str, key: str) -> str:
+    if len(said) > TEXT_LIMIT:
+        rule = f"{key} has {len(said):,} characters, above the limit of {TEXT_LIMIT:,}"
+        raise RowRefused("over-long text", rule, "shorten it or remove the row")
+    if "\0" in said:
+        raise RowRefused("NUL character", f"{key} holds a NUL character", "remove it; is the file in another encoding?")
+    return said
 
 
 def turns(value: Sequence[object], key: str) -> tuple[Turn, ...]:

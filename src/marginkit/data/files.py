@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from marginkit.data.splits import resolve_split
 from marginkit.errors import BadInput
 
 READABLE = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+LINE_LIMIT = 1 << 26  # bytes of one line, and characters of one table cell
+JSON_LIMIT = 1 << 30  # bytes of a .json file, which is read whole
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _ROWS_PER_BATCH = 256
+_WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}  # byte order marks; UTF-32 begins like UTF-16 or with zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Stream:
         source: what `Group.source` takes.
         split: what rows without a split column take.
         untyped: the rows are table cells, all strings.
+        hub: the name of the hub dataset.
     """
 
     file: str
@@ -50,6 +55,7 @@ class Stream:
     source: str | None = None
     split: str | None = None
     untyped: bool = False
+    hub: str | None = None
 
 
 def open_streams(source: object, *, split: str | None = None, config_name: str | None = None) -> list[Stream]:
@@ -86,6 +92,8 @@ def _named(source: str | Path, split: str | None, config_name: str | None) -> li
         raise BadInput(f"{name}: cannot read {kind or 'a file without an extension'}; marginkit reads {known_kinds}")
     if path.stat().st_size == 0:
         raise BadInput(f"{name} is empty; give a file with at least one row")
+    if kind != ".parquet":
+        _refuse_wide(path)
     total = None
     if kind == ".parquet":
         rows, total = _parquet(path)
@@ -112,6 +120,14 @@ def _nearest(path: Path) -> str:
 # Text files
 
 
+def _refuse_wide(path: Path) -> None:
+    with path.open("rb") as content:
+        start = content.read(4)
+    wide = _WIDE.get(start[:2]) or ("UTF-32" if start == b"\0\0\xfe\xff" else None)
+    if wide:
+        raise BadInput(f"{path.name}: its byte order mark says {wide}; save the file as UTF-8")
+
+
 def _parsed(raw: bytes) -> object:
     try:
         return json.loads(raw.decode())
@@ -128,16 +144,26 @@ def _parsed(raw: bytes) -> object:
 
 
 def _lines(path: Path) -> Iterator[RawRow]:
-    with path.open("rb") as lines:
-        for n, line in enumerate(lines, 1):
+    with path.open("rb", buffering=1 << 20) as content:
+        for n, line in enumerate(iter(partial(content.readline, LINE_LIMIT + 1), b""), 1):
             if n == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.strip():  # a blank line is no row
-                yield RawRow(f"{path.name}:{n}", n, _parsed(line.rstrip()))
+            if len(line) > LINE_LIMIT and not line.endswith(b"\n"):
+                while (more := content.readline(1 << 20)) and not more.endswith(b"\n"):
+                    pass
+                rule = f"the line has more than {LINE_LIMIT:,} bytes"
+                yield RawRow(
+                    f"{path.name}:{n}", n, RowRefused("over-long line", rule, "one row a line; is it a .json?")
+                )
+            elif line := line.strip():  # a blank line is no row
+                yield RawRow(f"{path.name}:{n}", n, _parsed(line))
 
 
 def _json(path: Path) -> tuple[Iterator[RawRow], int]:
     """A whole JSON file: it has to be in memory at once, so large data belongs in JSON lines."""
+    if path.stat().st_size > JSON_LIMIT:
+        rule = f"a .json file is read whole, and this one has more than {JSON_LIMIT:,} bytes"
+        raise BadInput(f"{path.name}: {rule}; write one row a line, as .jsonl")
     value = _parsed(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
     if isinstance(value, RowRefused):
         raise BadInput(f"{path.name}: {value.rule}; if it holds one object a line, name it .jsonl")
@@ -152,7 +178,7 @@ def _json(path: Path) -> tuple[Iterator[RawRow], int]:
     return (RawRow(f"{path.name} row {n}", n, row) for n, row in enumerate(value, 1)), len(value)
 
 
-_LISTS = ("votes", "responses", "comparisons", "messages", "tools")
+_LISTS = ("votes", "responses", "comparisons", "messages", "tools", "aspects_chosen", "aspects_rejected")
 _NUMBERS = ("score_chosen", "score_rejected", "margin", "target_gap", "p_chosen", "weight")
 
 
@@ -172,7 +198,7 @@ def typed_cell(name: str, cell: Any) -> Any:
             return json.loads(bare)
         if name in _NUMBERS and "_" not in bare:  # float() would read 1_0 as 10
             return float(bare)
-    except ValueError:
+    except (ValueError, RecursionError):
         return cell
     if name == "tie":
         return {"true": True, "false": False, "1": True, "0": False}.get(bare.lower(), cell)
@@ -180,7 +206,7 @@ def typed_cell(name: str, cell: Any) -> Any:
 
 
 def _table(path: Path, delimiter: str) -> Iterator[RawRow]:
-    csv.field_size_limit(max(csv.field_size_limit(), 1 << 30))  # the default refuses texts over 128 KiB
+    csv.field_size_limit(LINE_LIMIT)  # the default refuses texts over 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as sink:
         reader = csv.reader(sink, delimiter=delimiter)
         try:
@@ -285,6 +311,7 @@ def _dataset_streams(loaded: Any, name: str, split: str | None) -> list[Stream]:
 
 def _dataset_stream(part: Any, name: str, split: str | None) -> Stream:
     where = name if split is None else f"{name}/{split}"
-    stem = where if "/" not in name else where.split("/", 1)[1]
+    stem, hub = (where, None) if "/" not in name else (where.split("/", 1)[1], name)
     rows = (RawRow(f"{where} row {n}", n, _plain(row)) for n, row in enumerate(part, 1))
-    return Stream(where, stem, rows, len(part) if hasattr(part, "__len__") else None, name, split)
+    total = len(part) if hasattr(part, "__len__") else None
+    return Stream(where, stem, rows, total, name, split, hub=hub)

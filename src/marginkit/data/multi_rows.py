@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from marginkit.data import checks
@@ -22,30 +22,45 @@ def _rating(value: object, key: str) -> Rating:
     return Rating(rater, plain, aspect)
 
 
+def ratings_of(value: object, key: str) -> tuple[Rating, ...]:
+    """A list of ratings: plain numbers, or {rater, value, aspect}."""
+    if value is None:
+        return ()
+    listed = value or ()
+    if not isinstance(listed, list | tuple):
+        raise RowRefused("wrongly typed evidence", f"{key} is {shown(listed)}, not a list", "give a list of numbers")
+    return tuple(_rating(rating, f"{key}[{at}]") for at, rating in enumerate(listed))
+
+
+def aspects_of(value: object, key: str) -> dict[str, float]:
+    """Grades by aspect; those that are null are absent."""
+    if value is None:
+        return {}
+    listed = value or {}
+    if not isinstance(listed, Mapping):
+        raise RowRefused("wrongly typed evidence", f"{key} is {shown(listed)}", "give {aspect: number}")
+    if not all(isinstance(name, str) for name in listed):
+        raise RowRefused("wrongly typed evidence", f"{key} is {shown(listed)}", "name aspects by strings")
+    read = {name: checks.number(grade, f"{key}.{name}") for name, grade in listed.items()}
+    return {name: grade for name, grade in read.items() if grade is not None}
+
+
 def _response(value: object, key: str, rules: Rules) -> Response:
     if not isinstance(value, Mapping):
         raise RowRefused("malformed response", f"{key} is {shown(value)}", "a response is {text, score, ...}")
     row = rules.rename_response(value)
     name = next((name for name in ("text", "content", "turns") if row.get(name) is not None), "text")
     said = checks.answer(checks.content(row.get(name), f"{key}.{name}"), key)
-    listed, aspects = row.get("ratings") or (), row.get("aspects") or {}
-    if not isinstance(listed, list | tuple):
-        raise RowRefused(
-            "wrongly typed evidence", f"{key}.ratings is {shown(listed)}, not a list", "give a list of numbers"
-        )
-    if not isinstance(aspects, Mapping):
-        raise RowRefused("wrongly typed evidence", f"{key}.aspects is {shown(aspects)}", "give {aspect: number}")
-    ratings = tuple(_rating(rating, f"{key}.ratings[{at}]") for at, rating in enumerate(listed))
+    ratings = ratings_of(row.get("ratings"), f"{key}.ratings")
     field = "grade" if row.get("grade") is not None else "score"
     grade = checks.number(row.get(field), f"{key}.{field}")
     if grade is None and ratings:
         grade = statistics.fmean(rating.value for rating in ratings)
-    by_aspect = {name: checks.number(grade, f"{key}.aspects.{name}") for name, grade in aspects.items()}
     return Response(
         turns=said,
         grade=grade,
         ratings=ratings,
-        aspects={name: value for name, value in by_aspect.items() if value is not None},
+        aspects=aspects_of(row.get("aspects"), f"{key}.aspects"),
         utility=checks.number(row.get("utility"), f"{key}.utility"),
         model=label(row.get("model")),
     )
@@ -85,23 +100,39 @@ def _joined(twins: list[Response]) -> Response:
     )
 
 
-def _merge(responses: list[Response], rules: Rules) -> tuple[list[Response], list[int]]:
-    """Merge responses that say the same; returns what is left, and where each response went."""
+def merge(responses: Iterable[Response], rules: Rules | None) -> tuple[list[Response], list[int]]:
+    """Merge responses that say the same, to the mean of their grades, and remark on each.
+
+    Args:
+        responses: of one prompt.
+        rules: where remarks go; None where equal texts are expected, as when each rating is a row.
+
+    Returns:
+        What is left, and where each response went.
+    """
     kept: list[list[Response]] = []
     places: list[int] = []
+    by_words: dict[str, list[int]] = {}
     for at, response in enumerate(responses):
-        place = next((place for place, twins in enumerate(kept) if same(twins[0], response)), len(kept))
+        alike = by_words.setdefault(response.text.strip(), [])
+        place = next((place for place in alike if same(kept[place][0], response)), len(kept))
         if place == len(kept):
             kept.append([response])
+            alike.append(place)
         else:
-            graded = (kept[place][0].grade, kept[place][0].utility) == (response.grade, response.utility)
-            which = "identical responses" if graded else "identical responses with different grades"
-            rule = f"responses[{at}] says the same as responses[{places.index(place)}]"
-            fix = "merged into one" if graded else "merged into one of their mean grade"
-            rules.warn(which, rule, fix)
+            if rules is not None:
+                graded = (kept[place][0].grade, kept[place][0].utility) == (response.grade, response.utility)
+                which = "identical responses" if graded else "identical responses with different grades"
+                rule = f"responses[{at}] says the same as responses[{places.index(place)}]"
+                rules.warn(which, rule, "merged into one" if graded else "merged into one of their mean grade")
             kept[place].append(response)
         places.append(place)
     return [_joined(twins) for twins in kept], places
+
+
+def moved(comparisons: Iterable[Comparison], places: Sequence[int]) -> tuple[Comparison, ...]:
+    """Comparisons between where their responses went; those of equal responses are left out."""
+    return tuple(replace(c, i=places[c.i], j=places[c.j]) for c in comparisons if places[c.i] != places[c.j])
 
 
 def multi_row(row: Row, origin: Origin, rules: Rules) -> Group:
@@ -114,9 +145,9 @@ def multi_row(row: Row, origin: Origin, rules: Rules) -> Group:
         raise RowRefused("malformed comparison", f"comparisons is {shown(compared)}", "give a list")
     given = [_response(response, f"responses[{at}]", rules) for at, response in enumerate(listed)]
     votes = [comparison(value, f"comparisons[{at}]", len(given)) for at, value in enumerate(compared)]
-    responses, places = _merge(given, rules)
-    moved = tuple(replace(c, i=places[c.i], j=places[c.j]) for c in votes if places[c.i] != places[c.j])
-    if len(moved) < len(votes):
-        rule = f"{len(votes) - len(moved)} comparisons are between equal responses"
+    responses, places = merge(given, rules)
+    compared = moved(votes, places)
+    if len(compared) < len(votes):
+        rule = f"{len(votes) - len(compared)} comparisons are between equal responses"
         rules.warn("comparison of equal responses", rule, "left out")
-    return finish(row, origin, prompt, tuple(responses), comparisons=moved)
+    return finish(row, origin, prompt, tuple(responses), comparisons=compared)

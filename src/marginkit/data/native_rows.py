@@ -28,7 +28,9 @@ def _check_native(group: Group) -> None:
         raise TypeError("id, source, subset, split and cluster are strings")
     contents = {"prompt": group.prompt} | {f"responses[{i}]": r.turns for i, r in enumerate(group.responses)}
     for key, said in contents.items():
-        if not isinstance(said, str):
+        if isinstance(said, str):
+            checks.text(said, key)
+        else:
             checks.turns([{name: getattr(turn, name) for name in Turn.__slots__} for turn in said], key)
             if not all(isinstance(turn.content, str) for turn in said):
                 raise TypeError(f"a turn of {key} is not text")
@@ -41,6 +43,8 @@ def _check_native(group: Group) -> None:
             raise TypeError(f"model, rater and aspect of {key} are strings")
         checks.number(response.grade, f"{key}.grade")
         checks.number(response.utility, f"{key}.utility")
+        if not _names(*response.aspects):
+            raise TypeError(f"aspects of {key} are named by strings")
         for name, value in response.aspects.items():
             _present(checks.number(value, f"{key}.aspects.{name}"), f"{key}.aspects.{name}")
         for rating in response.ratings:

@@ -7,20 +7,10 @@ from typing import Any
 
 from marginkit.data import checks
 from marginkit.data.checks import RowRefused
+from marginkit.data.multi_rows import aspects_of, ratings_of
 from marginkit.data.rows import Origin, Row, Rules, finish, label, same
+from marginkit.data.transcripts import transcript
 from marginkit.records import Content, Group, Pair, Response, Turn
-
-
-def _transcript(value: object) -> object:
-    """A text of Human: and Assistant: paragraphs as chat messages; anything else as it is."""
-    if not isinstance(value, str) or not value.startswith("\n\nHuman:"):
-        return value
-    messages = []
-    for part in value.split("\n\nHuman:")[1:]:
-        said, *answers = part.split("\n\nAssistant:")
-        messages.append({"role": "user", "content": said.strip()})
-        messages += [{"role": "assistant", "content": answer.strip()} for answer in answers]
-    return messages
 
 
 def _divide(chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]) -> int:
@@ -38,7 +28,9 @@ def _pair_contents(row: Row) -> tuple[Content, Content, Content]:
     given = row.get("prompt")
     sides = [row.get("chosen"), row.get("rejected")]
     if given is None:
-        sides = [_transcript(side) for side in sides]
+        sides = [
+            transcript(side) if isinstance(side, str) and side.startswith("\n\nHuman:") else side for side in sides
+        ]
     chosen, rejected = (checks.content(side, key) for side, key in zip(sides, ("chosen", "rejected"), strict=True))
     prompt = None if given is None else checks.prompt(given)
     if isinstance(chosen, tuple) and isinstance(rejected, tuple):
@@ -130,15 +122,20 @@ def _settle(pair: Pair, chosen: Response, rejected: Response, rules: Rules) -> t
     return pair, chosen, rejected
 
 
+def _response(row: Row, said: Content, side: str) -> Response:
+    return Response(
+        said,
+        grade=checks.number(row.get(f"score_{side}"), f"score_{side}"),
+        ratings=ratings_of(row.get(f"ratings_{side}"), f"ratings_{side}"),
+        aspects=aspects_of(row.get(f"aspects_{side}"), f"aspects_{side}"),
+        model=label(row.get(f"{side}_model")),
+    )
+
+
 def pair_row(row: Row, origin: Origin, rules: Rules) -> Group:
     """One group of two responses and their pair, after the policies on contradictions and ties."""
     prompt, better, worse = _pair_contents(row)
-    chosen, rejected = (
-        Response(
-            said, grade=checks.number(row.get(f"score_{side}"), f"score_{side}"), model=label(row.get(f"{side}_model"))
-        )
-        for said, side in ((better, "chosen"), (worse, "rejected"))
-    )
+    chosen, rejected = _response(row, better, "chosen"), _response(row, worse, "rejected")
     if same(chosen, rejected):
         raise RowRefused("identical responses", "chosen and rejected are the same", "remove the row")
     pair = Pair(

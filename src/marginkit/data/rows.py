@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from marginkit.data import checks
 from marginkit.data.checks import RowRefused, shown
+from marginkit.data.splits import text_digest
 from marginkit.records import Content, Group, Response, Turn, content_text
 
 Row = Mapping[str, Any]
@@ -39,7 +40,12 @@ def label(value: object) -> str | None:
     """An id or a name: strings as they are, other values as JSON, nothing as None."""
     if value is None or value == "":
         return None
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        raise RowRefused("not JSON", f"a name is {shown(value)}", "name things by strings") from None
 
 
 def _tools(value: object) -> tuple[Mapping[str, Any], ...] | None:
@@ -56,7 +62,7 @@ def _tools(value: object) -> tuple[Mapping[str, Any], ...] | None:
 
 
 def finish(row: Row, origin: Origin, prompt: Content, responses: tuple[Response, ...], **rest: Any) -> Group:
-    """Add the columns all dialects share; a group is all text or all chat turns, never a mixture."""
+    """Add the columns all layouts share; a group is all text or all chat turns, never a mixture."""
     system = checks.text(row["system"], "system") if row.get("system") else ""
     chat = bool(system) or isinstance(prompt, tuple) or any(isinstance(r.turns, tuple) for r in responses)
     if chat:
@@ -78,7 +84,7 @@ def finish(row: Row, origin: Origin, prompt: Content, responses: tuple[Response,
         source=label(row.get("source")) or origin.source,
         subset=label(row.get("subset")),
         split=label(row.get("split")) or origin.split,
-        cluster=label(row.get("cluster")),
+        cluster=label(row.get("cluster")) or text_digest(prompt),
         **rest,
     )
 

@@ -1,7 +1,8 @@
 """From one parsed row to one group: the four layouts a file may have, one small reader each.
 
-A row comes in under known column names (the reader has renamed them). What breaks a rule raises `RowRefused`; what is
-kept with a remark goes to `Rules.warn`. Nothing is guessed: a value that is not there stays None.
+A row comes in under known column names (`columns` has renamed them, or a dialect has translated the row). What breaks a
+rule raises `RowRefused`; what is kept with a remark goes to `Rules.warn`. Nothing is guessed: a value that is not there
+stays None.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         *_COMMON,
         *("prompt", "chosen", "rejected", "score_chosen", "score_rejected", "margin", "target_gap", "p_chosen"),
         *("votes", "tie", "weight", "chosen_model", "rejected_model", "margin_scale"),
+        *("aspects_chosen", "aspects_rejected", "ratings_chosen", "ratings_rejected"),
     ),
     "sft": (*_COMMON, "messages", "instruction", "input", "output", "prompt", "completion"),
 }
@@ -35,17 +37,20 @@ ALIASES: Mapping[str, str] = {
     **{
         alias: f"score_{side}"
         for side in ("chosen", "rejected")
-        for alias in (f"{side}_rating", f"{side}_avg_rating", f"{side}_score", f"{side}_reward")
+        for alias in (
+            *(f"{side}_rating", f"{side}_avg_rating", f"{side}_score", f"{side}_reward"),
+            *(f"{side}-rating", f"{side}-avg-rating", f"rating_{side}"),
+        )
     },
-    "chosen_source": "chosen_model",
-    "rejected_source": "rejected_model",
+    **{f"{side}{name}": f"{side}_model" for side in ("chosen", "rejected") for name in ("_source", "-model")},
     "pair_weight": "weight",
+    "precomputed_margin": "margin",
 }
 RESPONSE_ALIASES: Mapping[str, str] = {"source": "model"}
 
 
 def detect(columns: set[str]) -> str | None:
-    """The dialect these (known) column names belong to, or None; native rows are multi-response rows that say so."""
+    """The layout these (known) column names belong to, or None; native rows are multi-response rows that say so."""
     if "responses" in columns:
         return "multi-response"
     if {"chosen", "rejected"} <= columns:
@@ -53,16 +58,6 @@ def detect(columns: set[str]) -> str | None:
     if "messages" in columns or {"instruction", "output"} <= columns or {"prompt", "completion"} <= columns:
         return "sft"
     return None
-
-
-def to_group(dialect: str, row: Row, origin: Origin, rules: Rules) -> Group:
-    """Read one row.
-
-    Raises:
-        RowRefused: the first rule it breaks.
-    """
-    readers = {"native": native_row, "multi-response": multi_row, "pair": pair_row, "sft": _sft_row}
-    return readers[dialect](row, origin, rules)
 
 
 def _sft_row(row: Row, origin: Origin, rules: Rules) -> Group:
@@ -85,3 +80,15 @@ def _sft_row(row: Row, origin: Origin, rules: Rules) -> Group:
         checks.text(None, "messages" if "messages" in row else "output")
     said = checks.answer(checks.content(row.get("completion"), "completion"), "completion")
     return finish(row, origin, checks.prompt(row.get("prompt")), (Response(said),))
+
+
+_READERS = {"native": native_row, "multi-response": multi_row, "pair": pair_row, "sft": _sft_row}
+
+
+def to_group(layout: str, row: Row, origin: Origin, rules: Rules) -> Group:
+    """Read one row of a layout.
+
+    Raises:
+        RowRefused: the first rule it breaks.
+    """
+    return _READERS[layout](row, origin, rules)
