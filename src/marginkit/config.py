@@ -56,10 +56,29 @@ class Lora(_Section):
     targets: str | tuple[str, ...] = Field("all-linear", description="module names, or all-linear")
 
 
+class Head(_Section):
+    """The head that is trained with `model.kind=embedding`."""
+
+    hidden: int = Field(0, ge=0, description="width of one hidden layer; 0: linear")
+    features: Literal["interaction", "response", "joined"] = Field(
+        "interaction",
+        description="what it reads: interaction: the response, its product with the prompt, and its length; "
+        "response: without the prompt; joined: prompt and response embedded as one text",
+    )
+
+
 class ModelConfig(_Section):
     """Which model is trained, from what, and how it is held."""
 
-    path: str | None = Field(None, description="a folder, a hub name, or `fresh` for a small random model")
+    kind: Literal["transformers", "embedding"] = Field(
+        "transformers", description="embedding: a reward model that is a small head on the frozen embeddings of `path`"
+    )
+    head: Head = Head()
+    path: str | None = Field(
+        None,
+        description="a folder, a hub name, or `fresh` for a small random model; with kind=embedding an embedder: hash "
+        "(default), minilm, or a model",
+    )
     revision: str | None = None
     tokenizer: str | None = Field(None, description="a folder, a tokenizer.json or a hub name; default: the model's")
     reference: str | None = Field(None, description="reference policy; default: the model before training")
@@ -86,6 +105,9 @@ class DataConfig(_Section):
     test: _Paths = Field((), description="separate files for the final evaluation; default: a split of train")
     name: str | None = Field(None, description="configuration name of a hub dataset")
     columns: dict[str, str] = Field({}, description="renames, or margin: strength | logits")
+    mapping: str | dict[str, Any] | None = Field(
+        None, description="a YAML file, or its content, that says which field is what; or the name of a dialect"
+    )
     ties: Literal["half", "label", "drop"] = "half"
     contradiction: Literal["drop", "keep", "trust_label", "trust_grade"] = "drop"
     contradiction_limit: float = Field(0.05, ge=0, le=1)
@@ -204,6 +226,15 @@ class TrainConfig(_Section):
         return self
 
 
+HEAD_TRAIN: Mapping[str, Any] = {
+    "learning_rate": 0.02,
+    "num_train_epochs": 100,
+    "prompts_per_step": 2048,
+    "load_best_model_at_end": True,
+}
+"""What takes the place of a recipe's own training settings with `model.kind=embedding`."""
+
+
 class RunConfig(_Section):
     """Everything a run is made of."""
 
@@ -289,6 +320,10 @@ def resolve(recipe: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (
                     raise BadInput(f"{item!r}: write overrides as key.sub=value, e.g. train.learning_rate=1e-5")
             given = OmegaConf.from_dotlist(list(overrides))
         merged = OmegaConf.merge({"train": dict(spec.train)}, base, given, {"recipe": name})
+        if OmegaConf.select(merged, "model.kind") == "embedding":
+            merged = OmegaConf.merge(
+                {"model": {"path": "hash"}, "train": dict(HEAD_TRAIN)}, base, given, {"recipe": name}
+            )
         content = OmegaConf.to_container(merged, resolve=False)
     except OmegaConfBaseException as error:
         raise BadInput(f"overrides: {str(error).splitlines()[0]}") from None

@@ -46,6 +46,7 @@ def read_source(config: RunConfig, sources: Sequence[str]) -> tuple[Groups, Find
         groups, found = read_groups(
             list(sources) if len(sources) > 1 else sources[0],
             columns=data.columns,
+            mapping=data.mapping,
             ties=data.ties,
             contradiction=data.contradiction,
             contradiction_limit=data.contradiction_limit,

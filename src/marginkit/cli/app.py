@@ -21,3 +21,7 @@ Columns = Annotated[
     list[str] | None,
     typer.Option("--column", "-c", metavar="NAME=MEANING", help="Rename a column, or say margin=logits; repeatable."),
 ]
+MappingFile = Annotated[
+    str | None,
+    typer.Option(metavar="FILE.yaml", help="Which field is what, in a YAML file (docs/data.md); or a dialect's name."),
+]

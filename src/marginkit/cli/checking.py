@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marginkit.cli.app import Columns, Json, app
+from marginkit.cli.app import Columns, Json, MappingFile, app
 from marginkit.cli.rendering import assignments, say, say_json
 from marginkit.errors import BadInput
 
@@ -27,6 +27,7 @@ _EPILOG = (
 def check(
     files: Annotated[list[str], typer.Argument(help="Files, saved datasets folders or hub names.")],
     column: Columns = None,
+    mapping: MappingFile = None,
     ties: Annotated[str, typer.Option(help="half | label | drop")] = "half",
     contradiction: Annotated[str, typer.Option(help="drop | keep | trust_label | trust_grade")] = "drop",
     split: Annotated[str | None, typer.Option(help="Read only this split.")] = None,
@@ -71,6 +72,7 @@ def check(
         groups, found = read_groups(
             files if len(files) > 1 else files[0],
             columns=assignments(column),
+            mapping=mapping,
             ties=ties,  # type: ignore[arg-type] # checked there, with a message
             contradiction=contradiction,  # type: ignore[arg-type]
             contradiction_limit=1.0,  # all of them are shown; training stops above 5%

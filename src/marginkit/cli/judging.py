@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marginkit.cli.app import Columns, Json, app
+from marginkit.cli.app import Columns, Json, MappingFile, app
 from marginkit.cli.rendering import assignments, say, say_json, show_evaluation, table
 from marginkit.errors import BadInput
 
@@ -23,6 +23,7 @@ def score(
     recipe: Annotated[str | None, typer.Option(help="How to read a model that is not a run.")] = None,
     reference: Annotated[str | None, typer.Option(help="Reference of a policy that is not a run.")] = None,
     column: Columns = None,
+    mapping: MappingFile = None,
     as_json: Json = False,
 ) -> None:
     """Score graded data with a trained model: one row a response, one row a pair.
@@ -34,7 +35,7 @@ def score(
 
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out {out}: is a file; name a folder")
-    groups, _ = read_groups(files if len(files) > 1 else files[0], columns=assignments(column))
+    groups, _ = read_groups(files if len(files) > 1 else files[0], columns=assignments(column), mapping=mapping)
     if split is not None:
         groups = select_split(groups, split)
     from marginkit.run import score as run_score
