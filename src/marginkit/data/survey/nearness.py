@@ -59,10 +59,9 @@ def windows(text: str) -> Words64:
 
 
 def _windows(text: str) -> Words64:
-    raw = text.encode(errors="replace")
-    whole = np.frombuffer(raw.ljust(WINDOW, b"\0"), np.uint8)
-    views = np.lib.stride_tricks.sliding_window_view(whole, WINDOW)
-    return np.ascontiguousarray(views).view("<u8").ravel().astype(np.uint64, copy=False)
+    raw = text.encode(errors="replace").ljust(WINDOW, b"\0")
+    overlapping: Words64 = np.ndarray(len(raw) - WINDOW + 1, "<u8", raw, strides=(1,))  # a word from every byte on
+    return overlapping.astype(np.uint64)
 
 
 def overlap(left: str, right: str) -> float:
