@@ -3,6 +3,7 @@
 import pytest
 
 from marginkit.data.pairing import make_pairs
+from marginkit.data.signals import Signals
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
 from marginkit.records import Comparison, Group, Pair, Response
@@ -105,7 +106,65 @@ def test_max_pairs_draws_by_group_and_seed():
     assert order(made(groups, "all", max_pairs=4, seed=1)) != order(few)
 
 
+def test_ways_by_rank():
+    groups = [graded(2, 5, 1, 4)]
+    assert order(made(groups, "best_vs_others")) == [(1, 0, False), (1, 2, False), (1, 3, False)]
+    assert order(made(groups, "adjacent")) == [(1, 3, False), (3, 0, False), (0, 2, False)]
+    assert order(made([graded(3, 3, None, 1)], "adjacent")) == [(0, 1, True), (1, 3, False)]
+    assert order(made([graded(3, 3, None, 1)], "best_vs_others", ties="drop")) == [(0, 3, False)]
+    given = graded(1, 3, 2, pairs=(Pair(0, 1, votes=(4, 1, 0)),))  # what the data says of a pair stays
+    assert made([given], "best_vs_others")[0].pairs == (*given.pairs, Pair(1, 2))
+
+
+def test_best_against_a_random_other():
+    groups = [graded(2, 5, 1, 4, id=str(n)) for n in range(300)]
+    drawn = made(groups, "best_random")
+    assert all(pair.chosen == 1 and pair.rejected != 1 for group in drawn for pair in group.pairs)
+    counts = [sum(group.pairs[0].rejected == at for group in drawn) for at in (0, 2, 3)]
+    assert all(70 < count < 130 for count in counts)
+    assert order(made(list(reversed(groups)), "best_random")) == order(reversed(list(drawn)))
+    assert order(made(groups, "best_random", seed=1)) != order(drawn)
+
+
+@pytest.mark.parametrize("how", ["best_worst", "best_random", "best_vs_others", "adjacent"])
+def test_one_value_is_no_ranking(how):
+    assert made([graded(1, None), graded(1, id="h")], how).dropped == {
+        "no evidence to pair on": 1,
+        "one response only": 1,
+    }
+
+
+def test_a_model_ranks_in_place_of_the_data_and_its_gap_is_the_evidence():
+    groups = Groups.from_iterable([graded(1, 2, 3, pairs=(Pair(2, 0, strength=4.0),))])
+    signals = Signals.of(groups, rewards=[[[2.0, 0.5, 0.5]]])
+    ways = {how: make_pairs(groups, how, signals=signals)[0].pairs for how in ("best_worst", "all", "adjacent")}
+    assert ways["best_worst"] == (Pair(0, 1, target_gap=1.5),)
+    assert ways["all"] == (Pair(0, 1, target_gap=1.5), Pair(0, 2, target_gap=1.5), Pair(1, 2, target_gap=0, tie=True))
+    assert ways["adjacent"] == (Pair(0, 1, target_gap=1.5), Pair(1, 2, target_gap=0, tie=True))
+    some = Signals.of(groups, rewards=[[[2.0, None, 0.5]]])
+    assert make_pairs(groups, "all", signals=some).dropped == {"pairs without evidence": 2}
+    assert make_pairs(groups, "given", signals=signals)[0].pairs == groups[0].pairs
+    own = Signals.of(groups)
+    assert make_pairs(groups, "all", signals=own)[0].pairs == make_pairs(groups, "all")[0].pairs
+    with pytest.raises(BadInput, match="2 rewards are given"):
+        make_pairs(groups, "all", signals=Signals.of(groups, rewards=[[[1, 2, 3]], [[1, 2, 3]]]))
+
+
+def test_dcrm_keeps_unpaired_groups_where_losses_are_per_response():
+    groups = [graded(1, id="a"), graded(1, 2, id="b")]
+    kept = made(groups, "dcrm", options={"distance": "edit"}, keep_unpaired=True)
+    assert [len(group.pairs) for group in kept] == [0, 1]
+    assert made(groups, "dcrm", options={"distance": "edit"}).dropped == {"one response only": 1}
+
+
 @pytest.mark.parametrize("options", [{"how": "bset"}, {"ties": "x"}, {"max_pairs": 0}])
 def test_bad_options(options):
     with pytest.raises(BadInput, match=f"^{next(iter(options))}="):
         make_pairs(Groups.from_iterable([graded(1, 2)]), **options)
+
+
+def test_options_are_those_of_dcrm():
+    with pytest.raises(BadInput, match=r"^all: unknown option distance"):
+        made([graded(1, 2)], "all", options={"distance": "edit"})
+    with pytest.raises(BadInput, match="did you mean distance"):
+        made([graded(1, 2)], "dcrm", options={"distnace": "edit"})

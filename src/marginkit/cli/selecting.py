@@ -85,11 +85,11 @@ def pair(
     from marginkit.signals import policy_tokenizer
 
     target = _named(out, files, "pair")
+    if rso is not None and policy is not None:
+        raise BadInput("--rso and --policy: pair the thinned responses in a second step, they are scored anew then")
     groups, read = _read(files, column, split)
     signals = _signals(groups, reward, crossfit, policy, None, False, store, seed)
     if rso is not None:
-        if policy is not None:
-            raise BadInput("--rso and --policy: pair the thinned responses in a second step, they are scored anew then")
         groups = thin_responses(groups, signals, count=rso, beta=rso_beta, seed=seed)
         signals = _signals(groups, reward, crossfit, None, None, False, store, seed)
     with progress(len(groups), "pair") as bar:

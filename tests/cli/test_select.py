@@ -1,0 +1,172 @@
+"""marginkit pair and marginkit select, from files to a dataset and its manifest."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from marginkit.cli.app import app
+from marginkit.cli.selecting import histogram
+from marginkit.data.pairing import make_pairs
+from marginkit.data.sources import read_groups
+from marginkit.errors import BadInput
+from marginkit.groups import Groups, write_groups
+from marginkit.records import Group, Response
+
+
+@pytest.fixture
+def graded(tmp_path):
+    """Twenty prompts with three graded responses, unpaired."""
+    file = tmp_path / "graded.jsonl"
+    write_groups(
+        (
+            Group(f"g{n}", f"p{n}", tuple(Response(f"a b {'c ' * (n * i)}{i}", grade=float(n * i)) for i in range(3)))
+            for n in range(20)
+        ),
+        file,
+    )
+    return file
+
+
+def run(*words):
+    """The command line in this process; BadInput comes out as it is."""
+    found = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    return found
+
+
+def said(*words):
+    done = run(*words, "--json")
+    assert done.exit_code == 0
+    return json.loads(done.stdout)
+
+
+def test_pair_writes_a_dataset_with_what_was_read_kept_and_left_out(graded, tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    told = said("pair", graded, "--how", "dcrm", "--set", "distance=edit", "--out", out, "--workers", "1")
+    assert told["read"] == {"rows": 20, "kept": 20, "dropped": {}, "groups": 20}
+    assert (told["kept"], told["dropped"]) == (19, {"all ties": 1})
+    assert told["facts"]["set_dcrm"] > 0
+    groups, _ = read_groups(str(out))
+    wanted = make_pairs(read_groups(str(graded))[0], "dcrm", options={"distance": "edit"})
+    assert [group.pairs for group in groups] == [group.pairs for group in wanted]
+    manifest = json.loads(out.with_suffix(".manifest.json").read_text())
+    assert manifest["verb"] == "pair"
+    assert manifest["settings"]["how"] == "dcrm"
+    assert "as recalled" in manifest["facts"]["dcrm"]["formula"]
+    assert manifest["dropped"] == {"all ties": 1}
+
+
+def test_pair_thins_first_where_asked(graded, tmp_path):
+    told = said("pair", graded, "--how", "all", "--rso", "2", "--rso-beta", "1e-9", "--out", tmp_path / "p.jsonl")
+    assert told["dropped"]["responses not sampled"] == 20
+    assert all(len(group.responses) == 2 for group in read_groups(str(tmp_path / "p.jsonl"))[0])
+
+
+def test_select_pairs_where_the_data_has_none_and_keeps_the_share(graded, tmp_path):
+    out = tmp_path / "best.jsonl"
+    told = said("select", graded, "--how", "explicit", "--top", "0.4", "--out", out)
+    assert (told["candidates"], told["pairs"], told["groups"]) == (20, 8, 8)
+    assert told["dropped"] == {"pairs not selected": 12, "no selected pair": 12}
+    assert read_groups(str(out))[0].column("id") == [f"g{n}" for n in range(12, 20)]
+    manifest = json.loads(out.with_suffix(".manifest.json").read_text())
+    assert manifest["facts"]["rank_correlation_with_length"] == pytest.approx(1)
+    assert manifest["settings"]["options"]["region"] == "top"
+    assert manifest["facts"]["signals"] == {"reward": "grade in the data"}
+    twice = said("select", out, "--how", "random", "--top", "3", "--out", tmp_path / "few.jsonl")
+    assert (twice["candidates"], twice["pairs"]) == (8, 3)
+
+
+def test_select_says_it_in_tables_too(graded, tmp_path):
+    done = run(
+        "select", graded, "--how", "dcrm", "--set", "distance=edit", "--top", "5", "--out", tmp_path / "best.jsonl"
+    )
+    assert done.exit_code == 0
+    for words in ("candidates", "left out: pairs not selected", "rank correlation with length", "as recalled", "█"):
+        assert words in done.stdout
+    done = run(
+        "select", graded, "--how", "explicit", "--region", "mid", "--top", "1.0", "--out", tmp_path / "best.jsonl"
+    )
+    assert "asked for 20 pairs, but only 1 have a score" in done.stdout
+
+
+def test_confidence_options_have_names_of_their_own(tmp_path):
+    file = tmp_path / "votes.jsonl"
+    rows = [{"prompt": f"p{n}", "chosen": "x", "rejected": "y", "votes": [n + 1, 4, 0]} for n in range(3, 9)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    told = said(
+        "select", file, "--how", "confidence", "--min-prob", "0.6", "--action", "soften", "--out", tmp_path / "s.jsonl"
+    )
+    assert told["facts"]["method"]["softened"] == 2
+    assert told["pairs"] == 6
+    told = said("select", file, "--how", "confidence", "--min-prob", "0.6", "--out", tmp_path / "d.jsonl")
+    assert told["dropped"] == {"pairs below min_prob": 2, "no selected pair": 2}
+
+
+def test_compare(graded, tmp_path):
+    for how, name in (("explicit", "a"), ("random", "b")):
+        said("select", graded, "--how", how, "--top", "10", "--out", tmp_path / f"{name}.jsonl")
+    found = said("select", "--compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    shared = len(
+        set(read_groups(str(tmp_path / "a.jsonl"))[0].column("id"))
+        & set(read_groups(str(tmp_path / "b.jsonl"))[0].column("id"))
+    )
+    assert found["shared"] == shared
+    assert found["jaccard"] == shared / (20 - shared)
+    assert found["first"]["mean_grade_gap"] > found["second"]["mean_grade_gap"]
+    shown = run("select", "--compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl").stdout
+    assert "jaccard" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["select", "FILE", "--top", "0.4"], "--out is missing"),
+        (["select", "FILE", "--top", "0.4", "--out", "x.json"], "name a .jsonl file"),
+        (["select", "FILE", "--top", "half", "--out", "x.jsonl"], "--top half"),
+        (["select", "FILE", "--how", "explict", "--top", "1", "--out", "x.jsonl"], "how='explict'"),
+        (["select", "FILE", "--how", "dcrm", "--top", "0.4", "--out", "x.jsonl"], "--policy MODEL"),
+        (["select", "FILE", "--set", "weight", "--top", "0.4", "--out", "x.jsonl"], "--set weight: write NAME=VALUE"),
+        (["select", "FILE", "--how", "ifd", "--top", "0.4", "--out", "x.jsonl"], "need --policy"),
+        (["select", "--compare", "FILE"], "--compare: name two files, got 1"),
+        (["pair", "FILE", "--how", "best", "--out", "x.jsonl"], "how='best'"),
+        (["pair", "FILE", "--how", "dcrm", "--set", "epsilon=2", "--out", "x.jsonl"], "did you mean eps"),
+        (["pair", "FILE", "--rso", "2", "--policy", "m", "--out", "x.jsonl"], "--rso and --policy"),
+    ],
+)
+def test_what_is_wrong_is_one_line(graded, words, message):
+    with pytest.raises(BadInput, match=message) as error:
+        run(*(graded if word == "FILE" else word for word in words))
+    assert "\n" not in str(error.value)
+
+
+def test_pairs_of_the_data_are_not_replaced(tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "p", "chosen": "x", "rejected": "y", "score_chosen": 2, "score_rejected": 1}\n')
+    with pytest.raises(BadInput, match="--pairs all: the data has pairs"):
+        run("select", file, "--top", "1", "--pairs", "all", "--out", tmp_path / "o.jsonl")
+
+
+def test_the_help_says_that_dcrm_is_recalled():
+    for verb in ("pair", "select"):
+        assert "as recalled" in " ".join(run(verb, "--help").stdout.split())
+
+
+def test_a_run_pairs_by_dcrm(graded):
+    from marginkit.config import resolve
+    from marginkit.preparing import ready
+
+    words = ["data.pairs=dcrm", "data.pair_options.distance=edit", "target.gamma=1.0"]
+    groups = read_groups(str(graded))[0]
+    made = ready(groups, resolve("mmpo_rm", words))
+    assert [g.pairs for g in made] == [g.pairs for g in make_pairs(groups, "dcrm", options={"distance": "edit"})]
+    with pytest.raises(BadInput, match="distance=edit"):
+        ready(groups, resolve("mmpo_rm", words[:1] + words[2:]))
+
+
+def test_a_histogram_of_equal_scores_is_empty():
+    import numpy as np
+
+    assert histogram(np.ones(3), np.ones(3, dtype=bool)) == []
+    rows = histogram(np.array([0.0, 1.0, np.nan, 2.0]), np.array([True, False, False, True]), bins=2, width=4)
+    assert [(row[1], row[2]) for row in rows] == [("1", "██"), ("2", "██░░")]
+    assert isinstance(Groups.from_iterable([]), Groups)
