@@ -86,7 +86,7 @@ def test_verdicts_are_votes_in_both_orders(tmp_path: Path) -> None:
     """Votes of the pair, and a comparison an order with rater and order; ties are votes for neither."""
     groups = Groups.from_iterable([Group("g", "?", (Response("x 1"), Response("y 2"), Response("z 2")))])
     with Stub(verdicts()) as stub:
-        judged, report = run(stub, tmp_path, groups, how="verdict")
+        judged, report = run(stub, tmp_path, groups, ask="verdict")
     [group] = judged
     assert group.pairs == (
         Pair(1, 0, votes=(2.0, 0.0, 0.0)),
@@ -107,7 +107,7 @@ def test_verdicts_are_votes_in_both_orders(tmp_path: Path) -> None:
 def test_a_judge_that_prefers_a_place_splits_its_votes(tmp_path: Path) -> None:
     """One vote each: a tie, and the report says how often the order decided."""
     with Stub(verdicts(bias_every=1)) as stub:
-        judged, report = run(stub, tmp_path, some_groups(), how="verdict")
+        judged, report = run(stub, tmp_path, some_groups(), ask="verdict")
     assert all(pair.tie and pair.votes == (1.0, 1.0, 0.0) for group in judged for pair in group.pairs)
     assert report.to_json()["position_bias"] == {"pairs": 12, "mean": 1.0, "sd": 0.0, "order_decides": 1.0}
 
@@ -125,7 +125,7 @@ def test_evidence_scores_are_averaged_over_samples_and_orders(tmp_path: Path) ->
         [Group("g", "?", (Response("x 3"), Response("y 5")), pairs=(Pair(0, 1, weight=2.0),))]
     )
     with Stub(answer) as stub:
-        judged, report = run(stub, tmp_path, groups, how="evidence", samples=3)
+        judged, report = run(stub, tmp_path, groups, ask="evidence", samples=3)
         assert stub.requests == 6
         assert {body["temperature"] for body in stub.bodies} == {1.0}
     [group] = judged
@@ -144,7 +144,7 @@ def test_scores_become_ratings_and_their_mean_a_grade(tmp_path: Path) -> None:
     votes, pairs = (Comparison(0, 1, 3.0, 1.0),), (Pair(0, 1, strength=3.0),)
     groups = Groups.from_iterable([Group("g", "?", (old, Response("y 5")), comparisons=votes, pairs=pairs)])
     with Stub(answer) as stub:
-        judged, report = run(stub, tmp_path, groups, how="score", samples=2)
+        judged, report = run(stub, tmp_path, groups, ask="score", samples=2)
     [group] = judged
     assert group.comparisons == ()
     assert group.responses == (
@@ -164,7 +164,7 @@ def test_the_expected_score_is_a_grade(tmp_path: Path) -> None:
 
     groups = Groups.from_iterable([Group("g", "?", (Response("x 3"), Response("y 8")))])
     with Stub(answer) as stub:
-        judged, _ = run(stub, tmp_path, groups, how="expected")
+        judged, _ = run(stub, tmp_path, groups, ask="expected")
         assert stub.requests == 2
     assert [r.grade for r in judged[0].responses] == pytest.approx([4.0, 6.5])
 
@@ -172,13 +172,13 @@ def test_the_expected_score_is_a_grade(tmp_path: Path) -> None:
 def test_equal_texts_are_a_tie_without_a_question(tmp_path: Path) -> None:
     """P = 0.5 in the unit of the way of asking; blanks at the ends are nothing."""
     groups = Groups.from_iterable([Group("g", "?", (Response("same"), Response("same ")))])
-    for how, evidence in (
+    for ask, evidence in (
         ("logprobs", {"target_gap": 0.0}),
         ("verdict", {"prob": 0.5}),
         ("evidence", {"strength": 0.0}),
     ):
         with Stub(by_truth()) as stub:
-            judged, report = run(stub, tmp_path, groups, how=how)
+            judged, report = run(stub, tmp_path, groups, ask=ask)
             assert stub.requests == 0
         assert judged[0].pairs == (Pair(0, 1, tie=True, **evidence),)  # type: ignore[arg-type]
         assert (report.tally.identical, report.tally.ties) == (1, 1)
@@ -205,7 +205,7 @@ def test_every_group_is_judged_or_counted(tmp_path: Path) -> None:
     )
     groups.dropped["tie"] = 3
     with Stub(answer) as stub:
-        judged, report = run(stub, tmp_path, groups, how="verdict")
+        judged, report = run(stub, tmp_path, groups, ask="verdict")
     assert [group.id for group in judged] == ["1", "5"]
     assert judged.dropped == {
         "tie": 3,
@@ -230,10 +230,10 @@ def test_one_order_alone_is_no_judgement(tmp_path: Path) -> None:
 
     groups = Groups.from_iterable([Group("g", "?", (Response("x 1"), Response("y 2"), Response("z 3")))])
     with Stub(answer) as stub:
-        judged, report = run(stub, tmp_path, groups, how="verdict")
+        judged, report = run(stub, tmp_path, groups, ask="verdict")
         assert [(p.chosen, p.rejected) for p in judged[0].pairs] == [(0, 2)]
         assert report.to_json()["not_judged"] == {"no verdict": 2}
-        graded, report = run(stub, tmp_path, groups, how="score")
+        graded, report = run(stub, tmp_path, groups, ask="score")
     assert [r.grade for r in graded[0].responses] == [4.0, None, 4.0]
     assert report.to_json()["not_judged"] == {"no score": 1}
 

@@ -149,7 +149,7 @@ def test_the_key_is_in_no_file_log_or_message(
         return completion(f"Your key is {KEY}. [[A]]", finish=KEY)
 
     with caplog.at_level(logging.DEBUG), Stub(echo) as stub:
-        judged, report = run(stub, tmp_path, some_groups(), how="verdict", key_variable="MY_KEY")
+        judged, report = run(stub, tmp_path, some_groups(), ask="verdict", key_variable="MY_KEY")
         path = tmp_path / "out.jsonl"
         write_dataset(judged, path, verb="grade", settings=report.settings, sources=[], facts=report.to_json())
         assert {headers["Authorization"] for headers in stub.headers} == {f"Bearer {KEY}"}

@@ -39,7 +39,7 @@ def test_a_key_is_what_decides_the_answer() -> None:
         Manner("m", max_tokens=2),
         Manner("m", top_logprobs=20),
         Manner("m", seed=1),
-        Manner("m", how="verdict"),
+        Manner("m", ask="verdict"),
         Manner("m", request={"top_p": 0.5}),
     ]
     for other in others:
@@ -51,10 +51,10 @@ def test_a_key_is_what_decides_the_answer() -> None:
 
 def test_samples_have_seeds_and_keys_of_their_own() -> None:
     """Also where the server takes no seed."""
-    questions = list(Manner("m", how="score", samples=3, seed=7).questions(PAIR))
+    questions = list(Manner("m", ask="score", samples=3, seed=7).questions(PAIR))
     assert [q.body["seed"] for q in questions] == [7, 8, 9] * 2
     assert all(q.body["temperature"] == 1.0 for q in questions)
-    bare = list(Manner("m", how="score", samples=3, request={"seed": None}).questions(PAIR))
+    bare = list(Manner("m", ask="score", samples=3, request={"seed": None}).questions(PAIR))
     assert all("seed" not in q.body for q in bare)
     assert len({q.key for q in bare}) == 6
 
@@ -70,7 +70,7 @@ def test_the_request_is_what_the_endpoint_knows() -> None:
         "logprobs": True,
         "top_logprobs": 5,
     }
-    [words, _] = Manner("m", how="verdict", request={"max_tokens": None, "max_completion_tokens": 300}).questions(PAIR)
+    [words, _] = Manner("m", ask="verdict", request={"max_tokens": None, "max_completion_tokens": 300}).questions(PAIR)
     assert set(words.body) == {"model", "messages", "temperature", "seed", "max_completion_tokens"}
     assert words.tokens[1] == 300
     json.dumps(dict(words.body))
@@ -85,7 +85,7 @@ def test_which_pairs_are_judged() -> None:
     given = replace(four, pairs=(Pair(2, 0), Pair(0, 2), Pair(1, 3)))
     assert [q.shown for q in Manner("m").questions(given)] == [(2, 0), (0, 2)]
     assert len(list(Manner("m", pairs="all").questions(given))) == 10
-    assert [q.shown for q in Manner("m", how="score").questions(given)] == [(0,), (1,), (2,), (3,)]
+    assert [q.shown for q in Manner("m", ask="score").questions(given)] == [(0,), (1,), (2,), (3,)]
 
 
 def test_the_coin_is_in_the_texts() -> None:
@@ -104,12 +104,12 @@ def test_the_coin_is_in_the_texts() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"how": "pairs"}, "how='pairs': a judge knows logprobs, verdict"),
+        ({"ask": "pairs"}, "ask='pairs': a judge knows logprobs, verdict"),
         ({"pairs": "best"}, "given, all"),
         ({"orders": "one"}, "both, coin"),
         ({"samples": 0}, "samples=0"),
         ({"scale": (5, 5)}, "scale=5,5"),
-        ({"how": "expected", "scale": (1, 10)}, "scores have one digit"),
+        ({"ask": "expected", "scale": (1, 10)}, "scores have one digit"),
         ({"request": {"n": 3}}, "request.n"),
         ({"model": " "}, "name the judge"),
     ],

@@ -61,20 +61,20 @@ def test_the_same_question_twice_is_asked_once(tmp_path: Path) -> None:
     assert len(judged) == 700
 
 
-@pytest.mark.parametrize("how", ["logprobs", "verdict"])
-def test_many_at_once_say_the_same_as_one(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ask", ["logprobs", "verdict"])
+def test_many_at_once_say_the_same_as_one(ask: str, tmp_path: Path) -> None:
     """In whatever order the answers come; and they do come at once."""
     groups = some_groups(6)
-    behaviour = by_truth(0.3) if how == "logprobs" else verdicts(3)
+    behaviour = by_truth(0.3) if ask == "logprobs" else verdicts(3)
 
     def uneven(body: dict[str, Any], number: int) -> Reply:
         time.sleep(0.02 if number % 3 else 0.001)
         return behaviour(body, number)
 
     with Stub(uneven) as stub:
-        serial, one = run(stub, tmp_path / "one", groups, how=how, concurrency=1)
+        serial, one = run(stub, tmp_path / "one", groups, ask=ask, concurrency=1)
         assert stub.most_at_once == 1
-        parallel, many = run(stub, tmp_path / "many", groups, how=how, concurrency=6)
+        parallel, many = run(stub, tmp_path / "many", groups, ask=ask, concurrency=6)
         assert stub.most_at_once > 1
     assert same_groups(serial, parallel)
     assert one.to_json() == many.to_json()
@@ -82,7 +82,6 @@ def test_many_at_once_say_the_same_as_one(how: str, tmp_path: Path) -> None:
 
 CHILD = """
 import sys
-from marginkit.errors import MarginkitError
 from marginkit.judges.judging import judge
 from marginkit.data.sources import read_groups
 groups, _ = read_groups(sys.argv[2])
@@ -91,7 +90,7 @@ print("done")
 """
 
 
-def killed(stub: Stub, tmp_path: Path, groups: Groups, how: signal.Signals, after: int) -> subprocess.Popen[str]:
+def killed(stub: Stub, tmp_path: Path, groups: Groups, sent: signal.Signals, after: int) -> subprocess.Popen[str]:
     """A run in another process, signalled after so many requests."""
     path = tmp_path / "groups.jsonl"
     write_dataset(groups, path, verb="check", settings={}, sources=[])
@@ -99,23 +98,23 @@ def killed(stub: Stub, tmp_path: Path, groups: Groups, how: signal.Signals, afte
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while stub.requests < after and child.poll() is None:
         time.sleep(0.005)
-    os.kill(child.pid, how)
+    os.kill(child.pid, sent)
     child.wait(20)
     return child
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_killed_goes_on_where_it_was(how: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_goes_on_where_it_was(sent: signal.Signals, tmp_path: Path) -> None:
     """Kill -9 loses at most what was in flight; an interrupt not even that; the result is that of an unbroken run."""
     groups = some_groups(8)
     with Stub(slow(by_truth(0.2), 0.03)) as stub:
-        child = killed(stub, tmp_path, groups, how, after=12)
+        child = killed(stub, tmp_path, groups, sent, after=12)
         before = stub.requests
         assert 12 <= before < 48
         assert "done" not in (child.stdout.read() if child.stdout else "")
         resumed, report = run(stub, tmp_path, groups)
-        lost = before + (stub.requests - before) - 48
-        assert 0 <= lost <= (2 if how is signal.SIGKILL else 0)
+        lost = stub.requests - 48
+        assert 0 <= lost <= (2 if sent is signal.SIGKILL else 0)
         assert report.plan.kept == 48 - (stub.requests - before)
         whole, _ = run(stub, tmp_path / "anew", groups)
     assert same_groups(resumed, whole)
@@ -188,7 +187,7 @@ def test_a_judge_whose_answers_cannot_be_read_is_given_up(tmp_path: Path) -> Non
     """It answers, and costs, and says nothing: the message shows what it says."""
     with Stub(lambda body, number: completion("As an AI model, I like both.")) as stub:
         with pytest.raises(RunFailed, match="in a row without use: unread answers such as 'As an AI model"):
-            run(stub, tmp_path, some_groups(30), how="verdict")
+            run(stub, tmp_path, some_groups(30), ask="verdict")
         assert 20 <= stub.requests <= 28
 
 
@@ -199,7 +198,7 @@ def test_now_and_then_an_unread_answer_stops_nothing(tmp_path: Path) -> None:
         return completion("Hm." if "Question 3" in texts(body)["PROMPT"] else "[[C]]")
 
     with Stub(answer) as stub:
-        judged, report = run(stub, tmp_path, some_groups(9), how="verdict")
+        judged, report = run(stub, tmp_path, some_groups(9), ask="verdict")
     assert judged.dropped == {"not judged: no verdict": 1}
     assert report.to_json()["unread"] == {"no verdict": 6}
 
@@ -294,7 +293,7 @@ def test_retries_count_against_a_budget_of_requests(tmp_path: Path) -> None:
 def test_a_server_that_counts_nothing_is_booked_at_the_estimate(tmp_path: Path) -> None:
     """And the report says for how many."""
     with Stub(lambda body, number: completion("[[A]]", usage=None)) as stub:
-        _, report = run(stub, tmp_path, some_groups(), how="verdict")
+        _, report = run(stub, tmp_path, some_groups(), ask="verdict")
     spent = report.to_json()["spent"]
     assert spent["answers_without_a_count"] == 24
     assert (spent["tokens_in"], spent["tokens_out"]) == (report.plan.tokens_in, report.plan.tokens_out)
@@ -308,7 +307,7 @@ def test_a_server_that_counts_nothing_is_booked_at_the_estimate(tmp_path: Path) 
         ({"concurrency": 0}, "concurrency is at least 1"),
         ({"endpoint": "localhost"}, "give the base URL of a server"),
         ({"template": "nowhere.yaml"}, "no such file"),
-        ({"how": "rank"}, "a judge knows"),
+        ({"ask": "rank"}, "a judge knows"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:

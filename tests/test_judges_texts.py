@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from marginkit.errors import BadInput
 from marginkit.judges.reading import Answer, Unread, read
-from marginkit.judges.templates import TEMPLATES, How, read_template, render
+from marginkit.judges.templates import TEMPLATES, Ask, read_template, render
 from marginkit.records import Group, Response, Turn
 
 PAIR = Group("a", "Name a fruit.", (Response("Apple."), Response("A carrot.")))
@@ -108,7 +108,7 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "how", "said"),
+    ("content", "ask", "said"),
     [
         ('user: "{prompt} {response_a}"', "verdict", r"verdict needs the slot \{response_b\}"),
         ('user: "{prompt} {response_a} {response_b}"', "score", r"score needs the slot \{response\}"),
@@ -118,12 +118,12 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
         ("user: [", "score", "not readable YAML"),
     ],
 )
-def test_a_template_that_cannot_work_is_refused(content: str, how: How, said: str, tmp_path: Path) -> None:
+def test_a_template_that_cannot_work_is_refused(content: str, ask: Ask, said: str, tmp_path: Path) -> None:
     """Before anything is asked."""
     path = tmp_path / "mine.yaml"
     path.write_text(content)
     with pytest.raises(BadInput, match=said):
-        read_template(path, how)
+        read_template(path, ask)
 
 
 # -------------------------------------------------------------------------------------------------------- the reading
@@ -240,8 +240,8 @@ def test_an_answer_that_was_cut_short_says_so() -> None:
 
 def test_the_built_in_templates_hold_what_is_read() -> None:
     """The form each asks for is the form that is read."""
-    for how, other in pairwise(TEMPLATES):
-        assert TEMPLATES[how].hash != TEMPLATES[other].hash
+    for ask, other in pairwise(TEMPLATES):
+        assert TEMPLATES[ask].hash != TEMPLATES[other].hash
     assert all(f"[[{letter}]]" in TEMPLATES["verdict"].user for letter in "ABC")
     score = render(TEMPLATES["score"], "p", (Response("r"),), (1, 10))[-1]["content"]
     assert "[[1]]" in score

@@ -26,6 +26,7 @@ _WHERE = {
     "Signals": "data.signals",
     "collect_signals": "signals",
     "grade": "grading",
+    "judge": "judges.judging",
     "recipe": "assembly",
     "compose": "assembly",
     "PairScores": "core.tensors",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from marginkit.grading import grade as grade
     from marginkit.groups import Groups as Groups
     from marginkit.groups import write_groups as write_groups
+    from marginkit.judges.judging import judge as judge
     from marginkit.records import Comparison as Comparison
     from marginkit.records import Estimate as Estimate
     from marginkit.records import Group as Group

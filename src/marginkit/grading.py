@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from marginkit.data.similarity import Embeds, grade_by_similarity
 from marginkit.data.vote_graders import grade_by_ranking, grade_by_votes
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
+from marginkit.judges.judging import judge
 from marginkit.reward_grading import grade_by_crossfit, grade_by_reward
 
 
@@ -52,9 +54,9 @@ def grade(
     votes: log-odds with a Beta prior. ratings: gamma * grade, or a z-score, quantile or log map. raters: the noise of
     several raters shrinks the target toward 1/2. ranks: a Bradley-Terry fit to votes, probabilities or orders.
     pairwise: the same to the probabilities of pairs. judge_probs: a judge's probabilities as clipped logits, its liking
-    for a place cancelled. similarity: distance in meaning, without sign. reward: a reward model or score tables.
-    crossfit: rewards of heads that never saw the prompt. given: the utilities and targets that are there already, to
-    debias them.
+    for a place cancelled. judge: a language model behind an endpoint is asked, see `marginkit.judge`. similarity:
+    distance in meaning, without sign. reward: a reward model or score tables. crossfit: rewards of heads that never saw
+    the prompt. given: the utilities and targets that are there already, to debias them.
 
     Args:
         groups: the evidence.
@@ -113,8 +115,24 @@ def grade_and_report(
         {'no grade': 1}
     """
     settings = checked(f"how={how}", _grader(how), options or {})
+    if how in WRITE_THEMSELVES and (debias or (disagreement, ungraded) != ("keep", "keep")):
+        rule = "writes its evidence itself and turns the pairs by it: no debias, disagreement or ungraded"
+        raise BadInput(f"how={how} {rule}; debias the file that it makes, with how=given")
     before = describe_evidence(groups)
     grades = GRADERS[how](groups, **settings)
+    report: dict[str, Any] = {
+        "how": how,
+        "options": {name: _plain(value) for name, value in settings.items()},
+        "disagreement": disagreement,
+        "ungraded": ungraded,
+        "not graded": {},
+        "superseded": {},
+        "fitted": {},
+        "debias": [],
+        "before": before,
+    }
+    if isinstance(grades, Grading):
+        return Grading(grades.groups, report | dict(grades.report) | {"after": describe_evidence(grades.groups)})
     taken: list[dict[str, Any]] = []
     for words in debias:
         name, own = _bias(words)
@@ -125,17 +143,12 @@ def grade_and_report(
         disagreement = "trust_grade"
     made, superseded = apply_grades(grades, disagreement=disagreement, ungraded=ungraded)
     after = describe_evidence(made)
-    report = {
-        "how": how,
+    report |= {
         "writes": grades.kind,
-        "options": {name: _plain(value) for name, value in settings.items()},
-        "disagreement": disagreement,
-        "ungraded": ungraded,
         "not graded": dict(grades.ungraded),
         "superseded": superseded,
         "fitted": dict(grades.facts),
         "debias": taken,
-        "before": before,
         "after": after if labelled else after | {"agrees with the label": None},
     }
     return Grading(made, report)
@@ -154,7 +167,7 @@ def grader_options(how: str) -> dict[str, Any]:
     return option_defaults(_grader(how))
 
 
-def _grader(how: str) -> Callable[..., Grades]:
+def _grader(how: str) -> Callable[..., Grades | Grading]:
     if how not in GRADERS:
         raise BadInput(f"how={how!r}: the ways to grade are {', '.join(GRADERS)}")
     return GRADERS[how]
@@ -210,6 +223,23 @@ def _similarity(
     return replace(made, facts={"embedder": name, **made.facts})
 
 
+@wraps(judge)
+def _judge(groups: Groups, **options: Any) -> Grading:
+    """What a judge says is written as it says it: target gaps, votes, strengths or grades; it turns pairs itself."""
+    if missing := {"endpoint", "model"} - set(options):
+        raise BadInput(f"how=judge: {max(missing)} is missing; it takes endpoint (a server's base URL) and model")
+    made, found = judge(groups, **options)
+    report = {
+        "options": found.settings,
+        "disagreement": "trust_grade",
+        "ungraded": "drop",
+        "not graded": dict(found.tally.missing),
+        "superseded": {"pieces of evidence": found.tally.replaced} if found.tally.replaced else {},
+        "fitted": found.to_json(),
+    }
+    return Grading(made, report)
+
+
 def _given(groups: Groups) -> Grades:
     """What training would use: the probabilities and target gaps of pairs, or the utilities where no pair has one."""
     found = [pair_evidence(group, pair) for group in groups for pair in group.pairs]
@@ -234,16 +264,19 @@ def _known(groups: Groups, kind: Kind, listed: Sequence[float | None]) -> Grades
     return Grades(groups, kind, values, {f"no {kind}": missing} if missing else {})
 
 
-GRADERS: dict[str, Callable[..., Grades]] = {
+GRADERS: dict[str, Callable[..., Grades | Grading]] = {
     "votes": grade_by_votes,
     "ratings": grade_by_ratings,
     "raters": grade_by_raters,
     "ranks": grade_by_ranking,
     "pairwise": _pairwise,
     "judge_probs": grade_by_judge_probs,
+    "judge": _judge,
     "similarity": _similarity,
     "reward": grade_by_reward,
     "crossfit": grade_by_crossfit,
     "given": _given,
 }
-"""Every way to grade; a new one is a function from groups and keyword options to `Grades`."""
+"""Every way to grade: a function from groups and keyword options to `Grades`, or to a `Grading` already written."""
+WRITE_THEMSELVES = {"judge"}
+"""Ways that return a `Grading`."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marginkit.cli.app import Columns, Json, app
+from marginkit.cli.app import Columns, Json, MappingFile, app
 from marginkit.cli.rendering import assignments, plain, say, say_json, table
 from marginkit.errors import BadInput
 
@@ -16,7 +16,9 @@ _EPILOG = (
     "Examples:  marginkit grade ratings.jsonl --how ratings --gamma 0.5 --debias length --out graded.jsonl\n\n"
     "marginkit grade helpsteer.jsonl --how ratings --option weights=helpsteer2_70b --gamma 1 --out graded.jsonl\n\n"
     "marginkit grade arena.jsonl --how ranks --option over=model --option bootstrap=100 --out graded.jsonl\n\n"
-    "marginkit grade answers.jsonl --how reward --option reward=runs/bt-1 --out graded.jsonl"
+    "marginkit grade answers.jsonl --how reward --option reward=runs/bt-1 --out graded.jsonl\n\n"
+    "marginkit grade answers.jsonl --how judge --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-32B "
+    "--option ask=verdict --budget 2Mtokens --out judged.jsonl"
 )
 _LABELS = {
     "groups": "prompts",
@@ -37,10 +39,11 @@ def grade(
     how: Annotated[
         str,
         typer.Option(
-            help="votes | ratings | raters | ranks | pairwise | judge_probs | similarity | reward | crossfit | given"
+            help="votes | ratings | raters | ranks | pairwise | judge_probs | similarity | reward | crossfit | given | "
+            "judge"
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The .jsonl file to write; OUT.manifest.json beside it.")],
+    out: Annotated[Path | None, typer.Option(help="The .jsonl file to write; OUT.manifest.json beside it.")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,8 +63,16 @@ def grade(
         str, typer.Option(help="A grade against the label: keep | drop | trust_label | trust_grade")
     ] = "keep",
     ungraded: Annotated[str, typer.Option(help="What could not be graded: keep | drop")] = "keep",
+    endpoint: Annotated[str | None, typer.Option(help="Judge: base URL of an OpenAI-compatible server.")] = None,
+    model: Annotated[str | None, typer.Option(help="Judge: its name there.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Judge: stop before 500requests, 2Mtokens, or so much money.")
+    ] = None,
+    price_in: Annotated[float | None, typer.Option(help="Judge: money per million tokens sent.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="Judge: money per million tokens received.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge: what it would take; nothing is asked.")] = False,
     column: Columns = None,
-    mapping: Annotated[Path | None, typer.Option(help="A YAML file that says what the columns mean.")] = None,
+    mapping: MappingFile = None,
     ties: Annotated[str, typer.Option(help="half | label | drop")] = "half",
     contradiction: Annotated[str, typer.Option(help="drop | keep | trust_label | trust_grade")] = "drop",
     split: Annotated[str | None, typer.Option(help="Read only this split.")] = None,
@@ -74,7 +85,11 @@ def grade(
     from marginkit.grading import grade_and_report
     from marginkit.progress import progress
 
-    options = read_options(option, gamma)
+    given = {"endpoint": endpoint, "model": model, "budget": budget, "price_in": price_in, "price_out": price_out}
+    options = read_options(option, gamma) | {name: value for name, value in given.items() if value is not None}
+    options |= {"dry_run": True} if dry_run else {}
+    if out is None and not dry_run:
+        raise BadInput("--out: name the .jsonl file to write")
     reading: dict[str, Any] = {"columns": assignments(column), "ties": ties, "contradiction": contradiction}
     reading |= {"split": split, "limit": limit} | ({} if mapping is None else {"mapping": mapping})
     with progress(None, "read rows") as bar:
@@ -90,8 +105,11 @@ def grade(
         options=options,
     )
     report = dict(grading.report)
+    if out is None or dry_run:
+        _show_plan(report["fitted"], as_json)
+        return
     settings = {name: report.pop(name) for name in ("how", "options", "disagreement", "ungraded")}
-    settings |= {"debias": list(debias or ()), **reading, **({} if mapping is None else {"mapping": str(mapping)})}
+    settings |= {"debias": list(debias or ()), **reading, **({} if mapping is None else {"mapping": mapping})}
     report["read"] = {"rows": found.read, "kept": found.kept}
     manifest = write_dataset(grading.groups, out, verb="grade", settings=settings, sources=files, facts=report)
     if as_json:
@@ -123,6 +141,14 @@ def read_options(items: Sequence[str] | None, gamma: float | None) -> dict[str, 
             raise BadInput("--gamma and --option gamma: give one of the two")
         made["gamma"] = gamma
     return made
+
+
+def _show_plan(plan: Mapping[str, Any], as_json: bool) -> None:
+    """What a judge would be asked."""
+    if as_json:
+        say_json(plan)
+        return
+    table("a dry run: nothing was asked", ("", ""), [(name, _cell(value)) for name, value in plan.items()])
 
 
 def _show(how: str, report: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ _BATCH = 512  # questions looked up in the store at once
 _AT_FIRST = 3  # refusals before the first answer after which the judge is given up
 _IN_A_ROW = 20  # failures or unread answers after which the judge is given up
 
-Ask = Callable[[Question], Answer]
+Send = Callable[[Question], Answer]
 
 
 class AnswerStore:
@@ -100,7 +100,7 @@ class Asked:
 def ask_all(
     questions: Iterable[Question],
     store: ScoreStore,
-    ask: Ask,
+    send: Send,
     readable: Callable[[Answer], bool],
     budget: Budget,
     *,
@@ -108,7 +108,7 @@ def ask_all(
     stop: Callable[[], None],
     tell: Callable[[], None] = lambda: None,
 ) -> Asked:
-    """Ask every question that has no kept answer.
+    """Send every question that has no kept answer.
 
     The first goes alone: a wrong key, address or model costs one request, and its token count corrects the estimates.
     An interrupt waits for what is in flight, which is paid for, and keeps it; a second one does not wait.
@@ -116,11 +116,11 @@ def ask_all(
     Args:
         questions: what is to be known; asked in this order.
         store: where answers are kept, one transaction each.
-        ask: sends one question.
+        send: sends one question.
         readable: whether an answer says what was asked.
         budget: admits requests.
         concurrency: requests at once.
-        stop: ends the waits of `ask` for another try.
+        stop: ends the waits of `send` for another try.
         tell: called after each answer.
 
     Returns:
@@ -131,7 +131,7 @@ def ask_all(
             unread answers in a row.
     """
     outcome = Asked()
-    crew = _Crew(ask, concurrency)
+    crew = _Crew(send, concurrency)
     flying: dict[bytes, Question] = {}
     landed: set[bytes] = set()  # since the last look into the store
     useless: Counter[str] = Counter()  # in a row
@@ -174,7 +174,7 @@ def ask_all(
                     outcome.stopped = "budget"
                     break
                 flying[question.key] = question
-                crew.send(question)
+                crew.give(question)
             if outcome.stopped:
                 break
         while flying:
@@ -204,8 +204,8 @@ def _keep(question: Question, result: Answer | Exception, store: ScoreStore, bud
 class _Crew:
     """Threads that send questions; daemons, so that a second interrupt ends the program at once."""
 
-    def __init__(self, ask: Ask, size: int) -> None:
-        self._ask = ask
+    def __init__(self, send: Send, size: int) -> None:
+        self._send = send
         self._inbox: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[tuple[Question, Answer | Exception]] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(size)]
@@ -216,12 +216,12 @@ class _Crew:
         while (question := self._inbox.get()) is not None:
             result: Answer | Exception
             try:
-                result = self._ask(question)
+                result = self._send(question)
             except Exception as error:  # handed to the main thread, which raises it
                 result = error
             self._outbox.put((question, result))
 
-    def send(self, question: Question) -> None:
+    def give(self, question: Question) -> None:
         self._inbox.put(question)
 
     def result(self) -> tuple[Question, Answer | Exception]:

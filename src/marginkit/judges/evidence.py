@@ -124,9 +124,9 @@ def _tie(pair: Pair, manner: Manner) -> Pair:
     return Pair(
         chosen=pair.chosen,
         rejected=pair.rejected,
-        strength=0.0 if manner.how == "evidence" else None,
-        prob=0.5 if manner.how == "verdict" else None,
-        target_gap=0.0 if manner.how == "logprobs" else None,
+        strength=0.0 if manner.ask == "evidence" else None,
+        prob=0.5 if manner.ask == "verdict" else None,
+        target_gap=0.0 if manner.ask == "logprobs" else None,
         weight=pair.weight,
         tie=True,
     )
@@ -137,7 +137,7 @@ def _pair(pair: Pair, read: Mapping[tuple[int, int], Sequence[float]], manner: M
     signed = [v if shown == (i, j) else -v for shown, some in read.items() for v in some]
     net = _margin(i, j, read)
     votes = None
-    if manner.how == "verdict":
+    if manner.ask == "verdict":
         votes = (
             float(sum(v > 0 for v in signed)),
             float(sum(v < 0 for v in signed)),
@@ -150,9 +150,9 @@ def _pair(pair: Pair, read: Mapping[tuple[int, int], Sequence[float]], manner: M
     return Pair(
         chosen=i,
         rejected=j,
-        strength=abs(net) if manner.how == "evidence" else None,
+        strength=abs(net) if manner.ask == "evidence" else None,
         votes=votes,
-        target_gap=abs(net) if manner.how == "logprobs" else None,
+        target_gap=abs(net) if manner.ask == "logprobs" else None,
         weight=pair.weight,
         tie=net == 0,
     )
@@ -166,7 +166,7 @@ def _margin(i: int, j: int, read: Mapping[tuple[int, int], Sequence[float]]) -> 
 
 
 def _count(read: Mapping[tuple[int, int], Sequence[float]], manner: Manner, tally: Tally) -> None:
-    if manner.how == "logprobs":
+    if manner.ask == "logprobs":
         most = float(clipped_logit(1.0))
         tally.clipped += sum(abs(v) >= most - 1e-9 for some in read.values() for v in some)
     if len(read) == 2:
@@ -183,7 +183,7 @@ def _votes(signed: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _comparisons(i: int, j: int, read: Mapping[tuple[int, int], Sequence[float]], manner: Manner) -> list[Comparison]:
-    if manner.how != "verdict":
+    if manner.ask != "verdict":
         return []
     made = []
     for shown, some in read.items():

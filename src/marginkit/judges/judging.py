@@ -18,7 +18,7 @@ from marginkit.judges.client import Client, completions_url, read_key
 from marginkit.judges.evidence import Tally, judged_group
 from marginkit.judges.questions import Manner
 from marginkit.judges.reading import Answer, Unread, read
-from marginkit.judges.templates import How, read_template
+from marginkit.judges.templates import Ask, read_template
 from marginkit.progress import progress
 from marginkit.records import Group
 from marginkit.store import ScoreStore
@@ -116,7 +116,7 @@ def judge(
     *,
     endpoint: str,
     model: str,
-    how: How = "logprobs",
+    ask: Ask = "logprobs",
     template: str | Path | None = None,
     pairs: Literal["given", "all"] = "given",
     orders: Literal["both", "coin"] = "both",
@@ -149,7 +149,7 @@ def judge(
         groups: what is to be judged.
         endpoint: base URL of a server that speaks /v1/chat/completions: vLLM, llama.cpp, Ollama, OpenAI ...
         model: the judge, as the endpoint names it.
-        how: logprobs, verdict, evidence, score or expected.
+        ask: logprobs, verdict, evidence, score or expected.
         template: a YAML file with `user` and `system`; None for the built-in one.
         pairs: given (the pairs in the data, all of a group without any) or all.
         orders: both, which cancels the bias of position, or coin, which halves the cost and does not.
@@ -191,17 +191,17 @@ def judge(
     """
     manner = Manner(
         model=model,
-        how=how,
-        template=None if template is None else read_template(template, how),
+        ask=ask,
+        template=None if template is None else read_template(template, ask),
         pairs=pairs,
         orders=orders,
         samples=samples,
-        scale=scale or ((1, 9) if how == "expected" else (1, 10)),
+        scale=scale or ((1, 9) if ask == "expected" else (1, 10)),
         temperature=temperature,
         max_tokens=max_tokens,
         top_logprobs=top_logprobs,
         seed=seed,
-        request=dict(request or {}),
+        request={} if request is None else request,
     )
     if concurrency < 1 or retries < 0 or timeout <= 0 or backoff < 0:
         raise BadInput("concurrency is at least 1, retries and backoff at least 0, timeout above 0")
@@ -296,6 +296,6 @@ def _judged(groups: Groups, manner: Manner, store: ScoreStore, report: JudgeRepo
 
 def _read(answer: Answer, manner: Manner) -> float | str:
     try:
-        return read(answer, manner.how, manner.scale)
+        return read(answer, manner.ask, manner.scale)
     except Unread as reason:
         return str(reason)

@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 
 from marginkit.data.rows import same
 from marginkit.errors import BadInput
-from marginkit.judges.templates import TEMPLATES, How, Template, render
+from marginkit.judges.templates import TEMPLATES, Ask, Template, render
 from marginkit.records import Group, Pair, content_text
 
-PAIRWISE: tuple[How, ...] = ("logprobs", "verdict", "evidence")
-_MAX_TOKENS: dict[How, int] = {"logprobs": 1, "expected": 1, "verdict": 1024, "evidence": 512, "score": 1024}
-_TEMPERATURE: dict[How, float] = {"logprobs": 1.0, "expected": 1.0, "verdict": 0.0, "evidence": 1.0, "score": 0.0}
+PAIRWISE: tuple[Ask, ...] = ("logprobs", "verdict", "evidence")
+_MAX_TOKENS: dict[Ask, int] = {"logprobs": 1, "expected": 1, "verdict": 1024, "evidence": 512, "score": 1024}
+_TEMPERATURE: dict[Ask, float] = {"logprobs": 1.0, "expected": 1.0, "verdict": 0.0, "evidence": 1.0, "score": 0.0}
 _UNBOUNDED = 2048  # tokens an answer is taken to have at most where the request sets no limit
 
 
@@ -52,14 +52,14 @@ class Manner:
 
     Args:
         model: the name the endpoint knows the judge by.
-        how: logprobs, verdict or evidence (pairs); score or expected (single responses).
+        ask: logprobs, verdict or evidence (pairs); score or expected (single responses).
         template: what it is shown.
         pairs: given (the pairs in the data, all where there are none) or all.
         orders: both, or coin (one order a pair, by a coin that the texts decide).
         samples: answers a question.
         scale: lowest and highest score.
-        temperature: of sampling; None for the default of `how` (0 for one written answer, else 1).
-        max_tokens: of an answer; None for the default of `how`.
+        temperature: of sampling; None for the default of `ask` (0 for one written answer, else 1).
+        max_tokens: of an answer; None for the default of `ask`.
         top_logprobs: how many tokens come with their log-probability.
         seed: sent with each request, plus the number of the sample.
         request: further fields of the request; a field that is None is left out of it.
@@ -69,7 +69,7 @@ class Manner:
     """
 
     model: str
-    how: How = "logprobs"
+    ask: Ask = "logprobs"
     template: Template | None = None
     pairs: Literal["given", "all"] = "given"
     orders: Literal["both", "coin"] = "both"
@@ -83,7 +83,7 @@ class Manner:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("how", self.how, get_args(How)),
+            ("ask", self.ask, get_args(Ask)),
             ("pairs", self.pairs, ("given", "all")),
             ("orders", self.orders, ("both", "coin")),
         ):
@@ -91,31 +91,38 @@ class Manner:
                 raise BadInput(f"{name}={value!r}: a judge knows {', '.join(known)}")
         if not self.model.strip():
             raise BadInput("model: name the judge as its endpoint does")
-        for name, count in (("samples", self.samples), ("max_tokens", self.max_tokens), ("top_logprobs", 1)):
-            if count is not None and count < 1:
-                raise BadInput(f"{name}={count}: at least 1")
+        counts = {"samples": self.samples, "max_tokens": self.max_tokens, "top_logprobs": self.top_logprobs}
+        for name, count in counts.items():
+            if count is not None and not (_whole(count) and count >= 1):
+                raise BadInput(f"{name}={count}: a whole number, at least 1")
+        if not _whole(self.seed):
+            raise BadInput(f"seed={self.seed}: a whole number")
+        if len(self.scale) != 2 or not all(map(_whole, self.scale)):
+            raise BadInput(f"scale={self.scale}: two whole numbers, as in [1, 10]")
         low, high = self.scale
         if not low < high:
             raise BadInput(f"scale={low},{high}: the lowest score comes first, and is lower")
-        if self.how == "expected" and not 0 <= low < high <= 9:
+        if self.ask == "expected" and not 0 <= low < high <= 9:
             raise BadInput(f"scale={low},{high}: expected reads one token, so scores have one digit; take scale=1,9")
+        if not isinstance(self.request, Mapping):
+            raise BadInput(f'request={self.request!r}: fields and values, as in {{"top_p": 0.9}}')
         if reserved := {"model", "messages", "stream", "n"} & set(self.request):
             raise BadInput(f"request.{min(reserved)}: is set by the way of asking; leave it out")
 
     @property
     def pairwise(self) -> bool:
         """Whether two responses are shown at a time."""
-        return self.how in PAIRWISE
+        return self.ask in PAIRWISE
 
     @cached_property
     def shown_in(self) -> Template:
         """The template that is used."""
-        return self.template or TEMPLATES[self.how]
+        return self.template or TEMPLATES[self.ask]
 
     def settings(self) -> dict[str, Any]:
         """Plain values, enough to ask again."""
         return {
-            "how": self.how,
+            "ask": self.ask,
             "model": self.model,
             "template": self.shown_in.hash,
             "pairs": self.pairs,
@@ -123,7 +130,7 @@ class Manner:
             "samples": self.samples,
             "scale": list(self.scale),
             "temperature": self._temperature,
-            "max_tokens": self.max_tokens or _MAX_TOKENS[self.how],
+            "max_tokens": self.max_tokens or _MAX_TOKENS[self.ask],
             "top_logprobs": self.top_logprobs,
             "seed": self.seed,
             "request": dict(self.request),
@@ -133,7 +140,7 @@ class Manner:
     def _temperature(self) -> float:
         if self.temperature is not None:
             return self.temperature
-        return 1.0 if self.samples > 1 else _TEMPERATURE[self.how]
+        return 1.0 if self.samples > 1 else _TEMPERATURE[self.ask]
 
     def judged_pairs(self, group: Group) -> list[Pair]:
         """The pairs that are judged: those given, or every i < j; a pair given twice counts once."""
@@ -172,11 +179,15 @@ class Manner:
                 "model": self.model,
                 "messages": messages,
                 "temperature": self._temperature,
-                "max_tokens": self.max_tokens or _MAX_TOKENS[self.how],
+                "max_tokens": self.max_tokens or _MAX_TOKENS[self.ask],
                 "seed": self.seed + sample,
             }
-            if self.how in ("logprobs", "expected"):
+            if self.ask in ("logprobs", "expected"):
                 fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
             body = {name: value for name, value in (fields | dict(self.request)).items() if value is not None}
             content = json.dumps([body, self.seed + sample], sort_keys=True).encode()
             yield Question(shown, sample, body, hashlib.blake2b(content, digest_size=16).digest())
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from marginkit.data.judged import clipped_logit
-from marginkit.judges.templates import How
+from marginkit.judges.templates import Ask
 
 _MASS = 0.5  # of the next token, on the labels: under it the judge was about to say something else
 _VERDICT = re.compile(r"\[\[\s*([ABC])\s*\]\]")
@@ -43,7 +43,7 @@ class Unread(Exception):
     """The answer does not say what was asked; the message is the reason it is counted under."""
 
 
-def read(answer: Answer, how: How, scale: tuple[int, int] = (1, 10)) -> float:
+def read(answer: Answer, ask: Ask, scale: tuple[int, int] = (1, 10)) -> float:
     """The number an answer stands for.
 
     logprobs: logit P(the answer shown first is better), P = e^a / (e^a + e^b) over the labels A and B, clipped
@@ -53,7 +53,7 @@ def read(answer: Answer, how: How, scale: tuple[int, int] = (1, 10)) -> float:
 
     Args:
         answer: what the judge said.
-        how: the question that it answers.
+        ask: the question that it answers.
         scale: lowest and highest score.
 
     Returns:
@@ -72,25 +72,25 @@ def read(answer: Answer, how: How, scale: tuple[int, int] = (1, 10)) -> float:
     FairEval (evidence before two scores). Ours: tokens that differ in surrounding blanks are the same label, labels
     must have half of the probability, and two different verdicts in one answer are none.
     """
-    if how in ("logprobs", "expected"):
+    if ask in ("logprobs", "expected"):
         if answer.first is None:
             raise Unread("no log-probabilities")
-        labels = ["A", "B"] if how == "logprobs" else [str(s) for s in range(scale[0], scale[1] + 1)]
+        labels = ["A", "B"] if ask == "logprobs" else [str(s) for s in range(scale[0], scale[1] + 1)]
         masses = _masses(answer.first, labels)
         if not any(masses):
             raise Unread("no label among the tokens")
         if sum(masses) < _MASS:
             raise Unread("little probability on the labels")
-        if how == "expected":
+        if ask == "expected":
             return sum(int(s) * mass for s, mass in zip(labels, masses, strict=True)) / sum(masses)
         return float(clipped_logit(masses[0] / sum(masses)))
     text = answer.text.rpartition("</think>")[2].partition("<think>")[
         0
     ]  # what a reasoning model thinks aloud is no verdict
-    if how == "verdict":
+    if ask == "verdict":
         found = set(_VERDICT.findall(text))
         return {"A": 1.0, "B": -1.0, "C": 0.0}[_only(found, "verdict", answer)]
-    if how == "score":
+    if ask == "score":
         return _in(scale, _only(set(_SCORE.findall(text)), "score", answer))
     scores = {side: _only(set(pattern.findall(text)), "score", answer) for side, pattern in _TWO_SCORES.items()}
     return _in(scale, scores["A"]) - _in(scale, scores["B"])

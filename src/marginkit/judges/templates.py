@@ -14,7 +14,7 @@ from marginkit.errors import BadInput
 from marginkit.records import Content, Response, Turn
 from marginkit.registry import read_yaml
 
-How = Literal["logprobs", "verdict", "evidence", "score", "expected"]
+Ask = Literal["logprobs", "verdict", "evidence", "score", "expected"]
 
 _SLOT = re.compile(r"\{(prompt|response|response_a|response_b|low|high)\}")
 _ANY_SLOT = re.compile(r"\{([a-z_]+)\}")
@@ -42,7 +42,7 @@ _SYSTEM = (
 _TWO = "{prompt}\n\n{response_a}\n\n{response_b}\n\n"
 _ONE = "{prompt}\n\n{response}\n\n"
 
-TEMPLATES: dict[How, Template] = {
+TEMPLATES: dict[Ask, Template] = {
     "logprobs": Template(
         _SYSTEM,
         _TWO + "Which answer serves the one who wrote the prompt better: correct, complete, to the point? "
@@ -75,12 +75,12 @@ TEMPLATES: dict[How, Template] = {
 """The built-in templates, in our words."""
 
 
-def read_template(path: str | Path, how: How) -> Template:
+def read_template(path: str | Path, ask: Ask) -> Template:
     """A template of one's own: a YAML file with `user`, and `system` if wanted.
 
     Args:
         path: the file.
-        how: what it is for; a pairwise way needs {response_a} and {response_b}, the others {response}.
+        ask: what it is for; a pairwise way needs {response_a} and {response_b}, the others {response}.
 
     Returns:
         The template.
@@ -95,12 +95,12 @@ def read_template(path: str | Path, how: How) -> Template:
         raise BadInput(f"{path}: a judge's template has the keys `user` and, if wanted, `system`, both texts")
     template = Template(str(content.get("system") or ""), content["user"])
     slots = set(_ANY_SLOT.findall(template.system + template.user))
-    needed = {"prompt", "response_a", "response_b"} if how in ("logprobs", "verdict", "evidence") else {"prompt"}
-    needed |= {"response"} if how in ("score", "expected") else set()
+    needed = {"prompt", "response_a", "response_b"} if ask in ("logprobs", "verdict", "evidence") else {"prompt"}
+    needed |= {"response"} if ask in ("score", "expected") else set()
     if missing := needed - slots:
-        raise BadInput(f"{path}: {how} needs the slot {{{min(missing)}}} in the template")
+        raise BadInput(f"{path}: {ask} needs the slot {{{min(missing)}}} in the template")
     if unknown := slots - needed - {"low", "high"}:
-        raise BadInput(f"{path}: unknown slot {{{min(unknown)}}}; {how} knows {', '.join(sorted(needed))}, low, high")
+        raise BadInput(f"{path}: unknown slot {{{min(unknown)}}}; {ask} knows {', '.join(sorted(needed))}, low, high")
     return template
 
 
