@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from marginkit.data.checks import Finding, Findings
 from marginkit.data.grades import suggest_gamma
@@ -100,6 +102,19 @@ def test_the_gravest_remark_decides_the_verdict() -> None:
     assert survey.level == "problem"
     assert survey.verdict().endswith("do not train on it as it is")
     assert survey.remarks[0].level == "problem"
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False)),
+        max_size=25,
+    )
+)
+def test_any_finite_grades_give_plain_json(grades: list[tuple[float, float]]) -> None:
+    """1e308 and 5e-324 are grades too: no traceback, and nothing that JSON has no form for."""
+    survey = surveyed(pair(str(n), f"{n}?", grades=both) for n, both in enumerate(grades))
+    json.dumps(survey.to_json(), allow_nan=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,10 @@ def check(
             limit=limit,
             progress=bar.to,
         )
-    others = {name: read_groups(name, contradiction="keep")[0] for name in against or []}
+    others = {}
+    for name in against or []:
+        with progress(None, f"read {Path(name).name}") as bar:
+            others[name], _ = read_groups(name, contradiction="keep", progress=bar.to)
     with progress(len(groups), "survey") as bar:
         survey = summarise(
             groups,
@@ -121,7 +124,8 @@ def _cleaned(
     from marginkit.data.survey.cleaning import clean
 
     kept = clean(groups, survey.marks, survey.facts.get("outliers"), removals)
-    facts = {"read": found.read, "kept": found.kept, "verdict": survey.verdict(), "summary": dict(survey.facts)}
+    facts = {"read": found.read, "kept": found.kept, "verdict": survey.verdict()}
+    facts["summary"] = survey.to_json()["summary"]
     return write_dataset(kept, out, verb="check", settings={"drop": removals}, sources=files, facts=facts)
 
 

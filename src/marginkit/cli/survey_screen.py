@@ -67,7 +67,7 @@ def _styled(first: str, rest: str, style: str) -> None:
 def _wrapped(level: str, words: str, style: str, topic: str = "") -> int:
     """A remark: level, topic, and its sentence wrapped beside them; how many lines it took."""
     head = f"{level:<9}{topic:<16}" if topic else f"{level:<9}"
-    lines = textwrap.wrap(_visible(words), max(30, _width() - len(head)), break_long_words=True) or [""]
+    lines = textwrap.wrap(_visible(words), max(30, _width() - len(head)), break_on_hyphens=False) or [""]
     _styled(head, lines[0], style)
     for line in lines[1:]:
         say(" " * len(head) + line)

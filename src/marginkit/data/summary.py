@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,13 +62,22 @@ class Survey:
         return f"nothing wrong{f', {words}' if words else ''}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: `summary` (the figures), `verdict`, `remarks`, `worst`."""
+        """Plain values: `summary` (the figures; what is not finite is None), `verdict`, `remarks`, `worst`."""
         return {
-            "summary": dict(self.facts),
+            "summary": _finite(self.facts),
             "verdict": {"level": self.level, "says": self.verdict()},
             "remarks": [remark.to_json() for remark in self.remarks],
             "worst": [worst.to_json() for worst in self.worst],
         }
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON has no form for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _several(count: int, word: str) -> str:

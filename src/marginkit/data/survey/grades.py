@@ -173,7 +173,7 @@ class Grades:
             facts["grades_at_low_end"], facts["grades_at_high_end"] = float(shares[0]), float(shares[-1])
         if gamma is not None:
             gaps, part = self.gaps.table()
-            facts["targets_beyond_.99"] = float(part[gamma * gaps > _CERTAIN].sum())
+            facts["targets_beyond_.99"] = float(part[gaps > _CERTAIN / math.log(3) * self.gaps.median()].sum())
         return facts
 
     def _about_saturation(self, facts: dict[str, Any]) -> list[Remark]:
@@ -218,7 +218,8 @@ def centre_and_spread(values: Values) -> tuple[float, float]:
     """
     middle = values.median()
     at, shares = values.table()
-    away = np.abs(at - middle)
+    with np.errstate(over="ignore"):  # grades of 1e308 are refused nowhere
+        away = np.abs(at - middle)
     order = np.argsort(away, kind="stable")
     reached = np.cumsum(shares[order])
     mad = float(away[order][min(len(at) - 1, int(np.searchsorted(reached, 0.5 - 1e-12)))])
@@ -238,7 +239,8 @@ def histogram(values: Values) -> list[dict[str, float]] | None:
     if not values.n:
         return None
     at, shares = values.table()
-    if len(at) <= BINS:
+    if len(at) <= BINS or not math.isfinite(values.high - values.low):  # the range of a float is no scale
+        at, shares = at[:BINS], shares[:BINS]
         return [{"low": float(v), "high": float(v), "share": float(s)} for v, s in zip(at, shares, strict=True)]
     edges = np.linspace(values.low, values.high, BINS + 1)
     heights, _ = np.histogram(at, edges, weights=shares)

@@ -90,9 +90,10 @@ class Values:
         if not len(values):
             return math.nan
         reached = np.cumsum(shares)
-        low = values[min(len(values) - 1, int(np.searchsorted(reached, 0.5 - 1e-12)))]
-        high = values[min(len(values) - 1, int(np.searchsorted(reached, 0.5 + 1e-12)))]
-        return float((low + high) / 2)
+        low, high = (
+            float(values[min(len(values) - 1, int(np.searchsorted(reached, at)))]) for at in (0.5 - 1e-12, 0.5 + 1e-12)
+        )
+        return (low + high) / 2 if math.isfinite(low + high) else low / 2 + high / 2
 
     def percentiles(self) -> dict[str, float] | None:
         """5, 25, 50, 75, 95 and 99%, and the largest; None where there are no numbers."""

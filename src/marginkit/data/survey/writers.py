@@ -101,6 +101,6 @@ class Writers:
         if self.human:
             return "human", "votes or several raters"
         at, shares = self.grades.table()
-        if len(at) > 20 and float(shares[(2 * at) % 1 != 0].sum()) >= 0.5:
+        if len(at) > 20 and float(shares[at % 0.5 != 0].sum()) >= 0.5:
             return "RM", "grades of a reward model or judge, by their decimals"
         return "unknown label", "who labelled it is not said"
