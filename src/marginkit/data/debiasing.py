@@ -127,15 +127,18 @@ def _length(grades: Grades, rows: Rows, *, log: bool = True) -> Adjusted:
     return bias, {"slope": slope, "of": "log characters" if log else "characters"}
 
 
-def _length_lowess(grades: Grades, rows: Rows, *, fraction: float = 0.5, rounds: int = 5) -> Adjusted:
-    """The curve and the level of each prompt in turns, until both fit."""
+def _length_lowess(grades: Grades, rows: Rows, *, fraction: float = 0.5, rounds: int = 50) -> Adjusted:
+    """The curve and the level of each prompt in turns, from a straight line on, until they settle."""
     if rows.right is not None:
         raise BadInput("debias=length_lowess needs utilities of responses; for pairs use length or length_tanh")
     x = np.log(_lengths(grades))[rows.left]
-    curve = np.zeros(len(x))
-    for _ in range(rounds):
+    _, slope = linear_bias(_compared(rows), rows.centred(x))
+    curve = slope * x
+    for _ in range(int(rounds)):
         level = rows.values - curve - rows.centred(rows.values - curve)
-        curve = lowess(x, rows.values - level, fraction=fraction)
+        before, curve = curve, lowess(x, rows.values - level, fraction=fraction)
+        if float(np.abs(rows.centred(curve - before)).mean()) <= 1e-3 * float(np.abs(rows.centred(curve)).mean()):
+            break
     return rows.centred(curve), {"fraction": fraction, "of": "log characters"}
 
 
@@ -163,7 +166,7 @@ def _position(grades: Grades, rows: Rows) -> Adjusted:
     feature = np.array(first)[rows.place]
     if not feature.any():
         raise BadInput(
-            'debias=position: no comparison says which was shown first in one order only (order "ij" or "ji")'
+            'debias=position: no pair was shown in one order only, as order "ij" or "ji" of a comparison says'
         )
     bias, liking = linear_bias(rows.values, feature)
     return bias, {"liking for the first place": liking, "pairs of one order": int((feature != 0).sum())}
