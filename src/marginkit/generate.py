@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from marginkit.config import EncodingConfig
+from marginkit.data import checks
+from marginkit.data.checks import RowRefused
 from marginkit.data.encoding import Encoder
 from marginkit.data.prompts import distinct_prompts, merge_same, read_prompts
 from marginkit.data.sources import Source
@@ -46,7 +48,7 @@ class Samples:
 
     Args:
         groups: prompts with their different responses; `dropped` counts the rows left out, by reason.
-        facts: responses drawn, merged, empty, cut (how many, and where), tokens.
+        facts: responses drawn, merged, empty, unreadable (a NUL character), cut (how many, and where), tokens.
     """
 
     groups: Groups
@@ -268,7 +270,7 @@ def _grouped(
 ) -> tuple[Groups, dict[str, Any]]:
     """The different usable responses of every prompt, and the account of the others."""
     dropped = Counter(asked.dropped)
-    facts = Counter(drawn=0, empty=0, merged=0, cut=0, tokens=0)
+    facts = Counter(drawn=0, empty=0, unreadable=0, merged=0, cut=0, tokens=0)
     where: dict[str, list[int]] = {}
 
     def groups() -> Iterator[Group]:
@@ -279,9 +281,9 @@ def _grouped(
             drawn = found[at]
             facts.update(drawn=len(drawn), tokens=sum(one.tokens for one in drawn))
             facts.update(cut=sum(not one.ended for one in drawn))
-            spoken = [one for one in drawn if one.text.strip()]
-            facts["empty"] += len(drawn) - len(spoken)
-            usable = [one for one in spoken if one.ended or not drop_cut]
+            refused = [_refused(one.text) for one in drawn]
+            facts.update(why for why in refused if why is not None)
+            usable = [one for one, why in zip(drawn, refused, strict=True) if not why and (one.ended or not drop_cut)]
             responses = merge_same([*group.responses, *(_as_response(group, one.text, name) for one in usable)])
             facts["merged"] += len(group.responses) + len(usable) - len(responses)
             if not usable or (len(responses) == 1 and len(drawn) > 1):
@@ -295,3 +297,12 @@ def _grouped(
     made = Groups.from_iterable(groups())
     made.dropped = {reason: count for reason, count in dropped.items() if count}
     return made, dict(facts) | {"cut_responses": where}
+
+
+def _refused(text: str) -> str | None:
+    """Why no reader would take this response from a file: empty or unreadable; None where one would."""
+    try:
+        checks.answer(checks.content(text, "response"), "response")
+    except RowRefused as refused:
+        return "empty" if refused.reason == "empty response" else "unreadable"
+    return None

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from marginkit.config import RunConfig, resolve, trained_model
 from marginkit.data.manifests import manifest_path, write_dataset
@@ -30,6 +30,7 @@ from marginkit.store import file_fingerprint, folder_fingerprint
 log = logging.getLogger("marginkit")
 
 Into = Literal["auto", "grade", "utility"]
+_INTO = get_args(Into)
 NOT_READ = "too long for the reward model"
 _LOGITS = {
     "reward": {"marginkit.core.rewards:head", "marginkit.core.rewards:implicit"},
@@ -72,8 +73,8 @@ def grade_by_model(groups: Groups, run: Run | str | Path, *, recipe: str | None 
         BadInput: no such model, two groups with one id, or an unknown `into`.
         RunFailed: a reward is not finite.
     """
-    if into not in ("auto", "grade", "utility"):
-        raise BadInput(f"into={into!r}: the choices are auto, grade, utility")
+    if into not in _INTO:
+        raise BadInput(f"into={into!r}: the choices are {', '.join(_INTO)}")
     names = groups.column("id")
     if len(set(names)) < len(names):
         raise BadInput("two groups have one id, so that their rewards cannot be told apart; give each its own")
@@ -119,6 +120,7 @@ def sample_dataset(
     drop_cut: bool = False,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
+    mapping: str | None = None,
     limit: int | None = None,
     engine: str = "transformers",
     batch_tokens: int = 16384,
@@ -148,6 +150,7 @@ def sample_dataset(
         drop_cut: leave out responses that did not end by themselves.
         split: draw for this split only.
         columns: as for `read_groups`.
+        mapping: as for `read_groups`.
         limit: read at most so many rows.
         engine: transformers or vllm.
         batch_tokens: of a batch.
@@ -164,6 +167,8 @@ def sample_dataset(
         raise BadInput(f"out={target}: name a .jsonl file")
     if reward is None and (how is not None or keep_ties or reward_recipe is not None):
         raise BadInput("how, keep_ties and reward_recipe pair what a reward model graded; name it with --reward")
+    if reward_as not in _INTO:
+        raise BadInput(f"reward_as={reward_as!r}: the choices are {', '.join(_INTO)}")
     draws = Draws(n, temperature, top_p, max_new_tokens or MOST_NEW_TOKENS, seed)
     found = open_policy(policy, overrides)
     settings: dict[str, Any] = {
@@ -182,6 +187,7 @@ def sample_dataset(
         "drop_cut": drop_cut,
         "split": split,
         "columns": dict(columns or {}),
+        "mapping": mapping,
         "limit": limit,
         "reward": reward,
     }
@@ -194,7 +200,7 @@ def sample_dataset(
     if before is not None:
         return before, True
     with progress(None, "read prompts") as bar:
-        prompts = read_prompts(source, split=split, columns=columns, limit=limit, progress=bar.to)
+        prompts = read_prompts(source, split=split, columns=columns, mapping=mapping, limit=limit, progress=bar.to)
     draft = target.with_suffix(".draft.jsonl")
     drawn = draw_samples(
         found,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from marginkit.cli.app import Columns, Json, app
-from marginkit.cli.rendering import assignments, say, say_json, table
+from marginkit.cli.app import Columns, Json, MappingFile, app
+from marginkit.cli.rendering import assignments, fail, say, say_json, table
 
 
 @app.command(
@@ -50,6 +50,7 @@ def sample(
         int, typer.Option(help="Rows x (prompt + new tokens) of a batch; lower it when memory runs out.")
     ] = 16384,
     column: Columns = None,
+    mapping: MappingFile = None,
     as_json: Json = False,
 ) -> None:
     """Draw responses from a policy; with --reward grade and pair them, for the next round to train on.
@@ -58,29 +59,33 @@ def sample(
     """
     from marginkit.self_play import sample_dataset
 
-    manifest, before = sample_dataset(
-        policy,
-        prompts,
-        out,
-        n=n,
-        temperature=temperature,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        reward=reward,
-        reward_recipe=reward_recipe,
-        reward_as=reward_as,  # type: ignore[arg-type] # checked there, with a message
-        how=how,
-        keep_ties=keep_ties,
-        with_given=with_given,
-        drop_cut=drop_cut,
-        split=split,
-        columns=assignments(column),
-        limit=limit,
-        engine=engine,
-        batch_tokens=batch_tokens,
-        overrides=overrides or (),
-    )
+    try:
+        manifest, before = sample_dataset(
+            policy,
+            prompts,
+            out,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            reward=reward,
+            reward_recipe=reward_recipe,
+            reward_as=reward_as,  # type: ignore[arg-type] # checked there, with a message
+            how=how,
+            keep_ties=keep_ties,
+            with_given=with_given,
+            drop_cut=drop_cut,
+            split=split,
+            columns=assignments(column),
+            mapping=mapping,
+            limit=limit,
+            engine=engine,
+            batch_tokens=batch_tokens,
+            overrides=overrides or (),
+        )
+    except KeyboardInterrupt:
+        fail(f"interrupted; the same command goes on from {out.with_suffix('.draft.jsonl')}", 130)
     facts = {name: value for name, value in manifest["facts"].items() if name != "cut_responses"}
     if as_json:
         kept = {name: manifest[name] for name in ("groups", "pairs", "dropped")}
@@ -88,11 +93,11 @@ def sample(
         return
     rows = [("prompts kept", str(manifest["groups"])), ("pairs", str(manifest["pairs"]))]
     rows += [(f"dropped: {reason}", str(count)) for reason, count in manifest["dropped"].items()]
-    rows += [(f"responses {name}", str(facts[name])) for name in ("drawn", "merged", "empty", "cut")]
+    rows += [(f"responses {name}", str(facts[name])) for name in ("drawn", "merged", "empty", "unreadable", "cut")]
     table(f"{out}: {'was there before' if before else 'made'}", ("", ""), rows)
     if facts["cut"]:
         say(
-            f"{facts['cut']} responses were cut at {facts['max_new_tokens']} tokens; training ends them there: "
+            f"responses cut at {facts['max_new_tokens']} tokens: {facts['cut']}; training would end them there, so "
             "raise --max-new-tokens, or leave them out with --drop-cut (the manifest names them)"
         )
     graded = f", graded by {reward} in {facts['graded_in']}" if reward is not None else ", ungraded"

@@ -29,6 +29,7 @@ def read_prompts(
     *,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
+    mapping: str | None = None,
     limit: int | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Groups:
@@ -39,6 +40,7 @@ def read_prompts(
             `tools`, `source`, `subset`, `split`, `cluster` and nothing else.
         split: read only this split.
         columns: as for `read_groups`; not for a file of prompts alone.
+        mapping: as for `read_groups`; not for a file of prompts alone.
         limit: read at most so many rows.
         progress: called now and then with (rows read, rows in all or None).
 
@@ -55,12 +57,14 @@ def read_prompts(
     """
     if isinstance(source, Iterator):
         source = list(source)
-    if columns or not _holds_prompts_alone(source, split):
-        groups, _ = read_groups(source, split=split, columns=columns, limit=limit, progress=progress)
+    if columns or mapping or not _holds_prompts_alone(source, split):
+        groups, _ = read_groups(source, split=split, columns=columns, mapping=mapping, limit=limit, progress=progress)
     else:
         groups = _prompts_alone(open_streams(source, split=split), split, limit)
     if not len(groups):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in groups.dropped.items()) or "no rows"
+        reasons = (
+            ", ".join(f"{reason}: {count}" for reason, count in groups.dropped.items()) or f"no row of split {split}"
+        )
         raise BadInput(f"{source if isinstance(source, str) else 'the prompts'}: no prompt is left ({reasons})")
     return groups
 
