@@ -123,7 +123,8 @@ def test_the_liking_for_a_place_is_taken_off_where_one_order_was_asked():
     quality, groups, gaps = rng.normal(0, 1, 400), [], []
     for at, true in enumerate(quality):
         order = ("ij", "ji", "both")[at % 3]
-        asked = [Comparison(0, 1, 0.5, 0.5, order=one) for one in (("ij", "ji") if order == "both" else (order,))]
+        shown = {"ij": ("0,1",), "ji": ("1,0",), "both": ("0,1", "1,0")}[order]
+        asked = [Comparison(0, 1, 0.5, 0.5, order=one) for one in shown]
         groups.append(
             Group(str(at), "?", (Response("x"), Response("y")), comparisons=tuple(asked), pairs=(Pair(0, 1),))
         )

@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix, diags
 from scipy.stats import spearmanr
 
 from marginkit.data.graded import Grades, pairs_inside, response_starts
-from marginkit.data.judge_grader import LEFT_FIRST, RIGHT_FIRST
+from marginkit.data.judge_grader import shown_first
 from marginkit.data.options import checked
 from marginkit.data.smoothing import lowess
 from marginkit.errors import BadInput
@@ -158,16 +158,14 @@ def _position(grades: Grades, rows: Rows) -> Adjusted:
     for group in grades.groups:
         shown: dict[tuple[int, int], list[float]] = {}
         for c in group.comparisons:
-            if c.order in (LEFT_FIRST, RIGHT_FIRST):
-                lead = 1.0 if c.order == LEFT_FIRST else -1.0
+            if (at := shown_first(c)) is not None:
+                lead = 1.0 if at == c.i else -1.0
                 shown.setdefault((c.i, c.j), []).append(lead)
                 shown.setdefault((c.j, c.i), []).append(-lead)
         first += [float(np.mean(shown.get((pair.chosen, pair.rejected), [0.0]))) for pair in group.pairs]
     feature = np.array(first)[rows.place]
     if not feature.any():
-        raise BadInput(
-            'debias=position: no pair was shown in one order only, as order "ij" or "ji" of a comparison says'
-        )
+        raise BadInput("debias=position: no pair was shown in one order only, as the order of a comparison would say")
     bias, liking = linear_bias(rows.values, feature)
     return bias, {"liking for the first place": liking, "pairs of one order": int((feature != 0).sum())}
 

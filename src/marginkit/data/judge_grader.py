@@ -16,15 +16,36 @@ from marginkit.records import Comparison, Group
 Array = npt.NDArray[np.float64]
 Scale = Literal["auto", "prob", "preference"]
 
-LEFT_FIRST, RIGHT_FIRST = "ij", "ji"
-"""`Comparison.order`: response i was shown first, or response j."""
+
+def shown_first(comparison: Comparison) -> int | None:
+    """Which response was shown first; None where the comparison does not say.
+
+    `Comparison.order` names both responses in the order in which they were shown: "1,0" for response 1 first.
+
+    Raises:
+        BadInput: the order names anything else.
+
+    Example:
+        >>> shown_first(Comparison(0, 1, 1.0, 0.0, order="1,0"))
+        1
+    """
+    c = comparison
+    if c.order is None:
+        return None
+    for first, second in ((c.i, c.j), (c.j, c.i)):
+        if c.order.replace(" ", "") == f"{first},{second}":
+            return first
+    raise BadInput(
+        f"a comparison of responses {c.i} and {c.j} has order {c.order!r}: name the two in the order they were shown, "
+        f'"{c.i},{c.j}" or "{c.j},{c.i}"'
+    )
 
 
 def grade_by_judge_probs(groups: Groups, *, clip: float = CLIP, scale: Scale = "auto") -> Grades:
     """Logits of a judge's probabilities, clipped; the liking for a place cancelled where both orders are there.
 
     Pairs: `prob` of a pair; else its comparisons, whose wins are probabilities or votes of the judge. Comparisons of
-    both orders (`order` "ij": i was shown first, "ji": j was) give m = (logit p_AB - logit p_BA) / 2; of one order
+    both orders (`order`, see `shown_first`) give m = (logit p_AB - logit p_BA) / 2; of one order
     only, the mean liking b of the others is taken off. No pairs: grades are P(better than a reference), and their
     logits are utilities.
 
@@ -38,7 +59,7 @@ def grade_by_judge_probs(groups: Groups, *, clip: float = CLIP, scale: Scale = "
 
     Example:
         >>> from marginkit.records import Response
-        >>> asked = (Comparison(0, 1, 0.9, 0.1, order="ij"), Comparison(0, 1, 0.7, 0.3, order="ji"))
+        >>> asked = (Comparison(0, 1, 0.9, 0.1, order="0,1"), Comparison(0, 1, 0.7, 0.3, order="1,0"))
         >>> group = Group("a", "?", (Response("x"), Response("y")), comparisons=asked)
         >>> grades = grade_by_judge_probs(Groups.from_iterable([group]))
         >>> grades.values.round(3), round(grades.facts["liking for the first place"], 3)
@@ -94,20 +115,11 @@ def _asked(group: Group, clip: float) -> dict[tuple[int, int], Logits]:
         if total <= 0:
             continue
         value = float(clipped_logit((c.wins_i + c.ties / 2) / total, clip=clip))
-        place = _place(c)
+        first = shown_first(c)
+        place = 2 if first is None else 0 if first == c.i else 1
         found.setdefault((c.i, c.j), ([], [], []))[place].append(value)
         found.setdefault((c.j, c.i), ([], [], []))[(1, 0, 2)[place]].append(-value)
     return found
-
-
-def _place(comparison: Comparison) -> int:
-    if comparison.order is None:
-        return 2
-    if comparison.order not in (LEFT_FIRST, RIGHT_FIRST):
-        raise BadInput(
-            f"a comparison has order {comparison.order!r}: write ij where response i was shown first, ji where j was"
-        )
-    return 0 if comparison.order == LEFT_FIRST else 1
 
 
 def _against_reference(groups: Groups, clip: float, scale: Scale) -> Grades:
