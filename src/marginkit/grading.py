@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from marginkit.data.debiasing import check_debias
 from marginkit.data.debiasing import debias as take_off
-from marginkit.data.graded import Disagreement, Grades, Kind, Ungraded, apply_grades
+from marginkit.data.graded import Disagreement, Grades, Kind, Ungraded, apply_grades, check_policies
 from marginkit.data.grades import pair_evidence
 from marginkit.data.grading_report import describe_evidence
 from marginkit.data.judge_grader import grade_by_judge_probs
@@ -118,6 +119,8 @@ def grade_and_report(
     if how in WRITE_THEMSELVES and (debias or (disagreement, ungraded) != ("keep", "keep")):
         rule = "writes its evidence itself and turns the pairs by it: no debias, disagreement or ungraded"
         raise BadInput(f"how={how} {rule}; debias the file that it makes, with how=given")
+    check_policies(disagreement, ungraded)
+    biases = [(words, *_bias(words)) for words in debias]
     before = describe_evidence(groups)
     grades = GRADERS[how](groups, **settings)
     report: dict[str, Any] = {
@@ -134,8 +137,7 @@ def grade_and_report(
     if isinstance(grades, Grading):
         return Grading(grades.groups, report | dict(grades.report) | {"after": describe_evidence(grades.groups)})
     taken: list[dict[str, Any]] = []
-    for words in debias:
-        name, own = _bias(words)
+    for words, name, own in biases:
         grades, found = take_off(grades, name, **own)
         taken.append({"bias": words} | found)
     labelled = any(group.pairs or group.comparisons for group in groups)
@@ -182,7 +184,7 @@ def _bias(words: str) -> tuple[str, dict[str, Any]]:
         if not sign:
             raise BadInput(f"debias={words}: write NAME or NAME:OPTION=VALUE, e.g. length_lowess:fraction=0.3")
         own[key] = read_option(value)
-    return name, own
+    return name, check_debias(name, own)
 
 
 def read_option(text: str) -> Any:
@@ -233,7 +235,7 @@ def _judge(groups: Groups, **options: Any) -> Grading:
         "options": found.settings,
         "disagreement": "trust_grade",
         "ungraded": "drop",
-        "not graded": dict(found.tally.missing),
+        "not graded": dict(+found.tally.missing),
         "superseded": {"pieces of evidence": found.tally.replaced} if found.tally.replaced else {},
         "fitted": found.to_json(),
     }

@@ -80,7 +80,7 @@ def grade(
     as_json: Json = False,
 ) -> None:
     """Turn votes, ratings, rankings or rewards into targets in logits that train without a gamma."""
-    from marginkit.data.manifests import write_dataset
+    from marginkit.data.manifests import check_target, write_dataset
     from marginkit.data.sources import read_groups
     from marginkit.grading import grade_and_report
     from marginkit.progress import progress
@@ -90,6 +90,8 @@ def grade(
     options |= {"dry_run": True} if dry_run else {}
     if out is None and not dry_run:
         raise BadInput("--out: name the .jsonl file to write")
+    if out is not None:
+        check_target(out, files)
     reading: dict[str, Any] = {"columns": assignments(column), "ties": ties, "contradiction": contradiction}
     reading |= {"split": split, "limit": limit} | ({} if mapping is None else {"mapping": mapping})
     with progress(None, "read rows") as bar:

@@ -251,18 +251,32 @@ def debias(grades: Grades, name: str, **options: Any) -> tuple[Grades, dict[str,
         >>> fair.values.round(6), found["correlation with log length"]
         (array([0.5, 0.5]), {'before': 1.0, 'after': None})
     """
-    if name not in ADJUSTMENTS:
-        raise BadInput(f"debias={name!r}: the adjustments are {', '.join(ADJUSTMENTS)}")
+    settings = check_debias(name, options)
     rows = rows_of(grades)
     if len(rows.values) < 2:
         raise BadInput(f"debias={name}: {len(rows.values)} graded rows are too few to fit a bias on")
-    bias, facts = ADJUSTMENTS[name](grades, rows, **checked(f"debias={name}", ADJUSTMENTS[name], options))
+    bias, facts = ADJUSTMENTS[name](grades, rows, **settings)
     values = np.full(len(grades.values), np.nan)
     values[rows.place] = rows.values - bias
     made = replace(grades, values=values, kind="target_gap" if grades.kind == "prob" else grades.kind)
     before, after = length_measures(grades), length_measures(made)
     measured = {key: {"before": before[key], "after": after[key]} for key in before}
     return made, facts | measured | {"mean size of what was taken off": float(np.mean(np.abs(bias)))}
+
+
+def check_debias(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an adjustment, checked before the work is done.
+
+    Raises:
+        BadInput: an unknown adjustment or option.
+
+    Example:
+        >>> check_debias("length_lowess", {"fraction": "0.3"})
+        {'fraction': 0.3}
+    """
+    if name not in ADJUSTMENTS:
+        raise BadInput(f"debias={name!r}: the adjustments are {', '.join(ADJUSTMENTS)}")
+    return checked(f"debias={name}", ADJUSTMENTS[name], options)
 
 
 def length_measures(grades: Grades) -> dict[str, float | None]:

@@ -120,6 +120,18 @@ def pair_gaps(grades: Grades) -> tuple[Array, bool]:
     return grades.values[chosen] - grades.values[rejected], True
 
 
+def check_policies(disagreement: str, ungraded: str) -> None:
+    """Refuse an unknown policy; to be asked before the work is done.
+
+    Raises:
+        BadInput: which one, and the known ones.
+    """
+    if disagreement not in ("keep", "drop", "trust_label", "trust_grade"):
+        raise BadInput(f"disagreement={disagreement!r}: the policies are keep, drop, trust_label, trust_grade")
+    if ungraded not in ("keep", "drop"):
+        raise BadInput(f"ungraded={ungraded!r}: keep or drop what could not be graded")
+
+
 def apply_grades(
     grades: Grades, *, disagreement: Disagreement = "keep", ungraded: Ungraded = "keep"
 ) -> tuple[Groups, dict[str, int]]:
@@ -149,10 +161,7 @@ def apply_grades(
         >>> pair_evidence(made[0], made[0].pairs[0]).target_gap, superseded
         (0.5, {'votes': 1})
     """
-    if disagreement not in ("keep", "drop", "trust_label", "trust_grade"):
-        raise BadInput(f"disagreement={disagreement!r}: the policies are keep, drop, trust_label, trust_grade")
-    if ungraded not in ("keep", "drop"):
-        raise BadInput(f"ungraded={ungraded!r}: keep or drop what could not be graded")
+    check_policies(disagreement, ungraded)
     superseded: Counter[str] = Counter()
     dropped = Counter(grades.groups.dropped)
     writer = _Writer(grades.kind, disagreement, ungraded, superseded, dropped)

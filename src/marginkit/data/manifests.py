@@ -30,6 +30,28 @@ def manifest_path(path: str | Path) -> Path:
     return Path(path).with_suffix(SUFFIX)
 
 
+def check_target(path: str | Path, sources: Sequence[str]) -> Path:
+    """The file a dataset may be written to; to be asked before the work is done.
+
+    Args:
+        path: a .jsonl file.
+        sources: what the dataset is made from.
+
+    Raises:
+        BadInput: the path is no .jsonl file, or one of the sources.
+
+    Example:
+        >>> check_target("out/best.jsonl", ["ratings.jsonl"]).name
+        'best.jsonl'
+    """
+    target = Path(path)
+    if target.suffix != ".jsonl":
+        raise BadInput(f"out={target}: name a .jsonl file")
+    if any(Path(source).is_file() and target.resolve() == Path(source).resolve() for source in sources):
+        raise BadInput(f"out={target}: would replace what it is made from; name another file")
+    return target
+
+
 def write_dataset(
     groups: Groups,
     path: str | Path,
@@ -55,11 +77,7 @@ def write_dataset(
     Raises:
         BadInput: the path is no .jsonl file, or one of the sources.
     """
-    target = Path(path)
-    if target.suffix != ".jsonl":
-        raise BadInput(f"out={target}: name a .jsonl file")
-    if any(Path(source).is_file() and target.resolve() == Path(source).resolve() for source in sources):
-        raise BadInput(f"out={target}: would replace what it is made from; name another file")
+    target = check_target(path, sources)
     target.parent.mkdir(parents=True, exist_ok=True)
     inputs = [{"name": source, "sha256": _content_hash(source)} for source in sources]
     write_groups(groups, target)
