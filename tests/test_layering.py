@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"models", "core", "records", "groups", "tables", "errors", "data.encoded", "config", "registry"},
     "sufficiency": {"data", "records", "groups", "registry", "assembly", "core", "config", "errors"},
     "preparing": {"data", "records", "groups", "config", "control", "sufficiency", "errors", "progress"},
-    "requirements": {"assembly", "config", "control", "errors", "neighbours", "reward_scores"},
+    "requirements": {"assembly", "config", "control", "embedding_run", "errors", "neighbours", "reward_scores"},
     "arguments": {"batching", "config", "data.encoded", "errors"},
     "control": {"assembly", "config", "registry", "errors"},
     "neighbours": {"core", "models.packing", "errors"},
@@ -70,22 +70,40 @@ ALLOWED["speed"] = set()
 ALLOWED["steps"] = {"batching", "data.encoded"}
 ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "cost", "metering", "neighbours", "passes", "speed", "steps"}
 ALLOWED["memory"] = MODELS_AND_DATA | {"scoring"}
-ALLOWED["dry_run"] = MODELS_AND_DATA | {"cost", "memory", "passes", "preparing", "requirements", "scoring", "setup"}
+ALLOWED["dry_run"] = MODELS_AND_DATA | {
+    "embedding_run",
+    "cost",
+    "memory",
+    "passes",
+    "preparing",
+    "requirements",
+    "scoring",
+    "setup",
+}
 ALLOWED["setup"] = MODELS_AND_DATA | {"arguments", "assembly", "cost", "preparing", "scoring"}
 ALLOWED["frozen_scores"] = MODELS_AND_DATA | {"scoring"}
-ALLOWED["reference"] = ALLOWED["reward_scores"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}
+ALLOWED["reference"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}
+ALLOWED["reward_scores"] = ALLOWED["reference"] | {"embedding_model"}
 ALLOWED["embedding"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}
 ALLOWED["embedders"] = MODELS_AND_DATA | {"scoring"}
 ALLOWED["embedding_features"] = MODELS_AND_DATA | {"embedders"}
 ALLOWED["embedding_heads"] = MODELS_AND_DATA | {"embedding_features", "metering"}
-ALLOWED["crossfit"] = ALLOWED["embedding_heads"] | {"assembly", "embedders", "embedding_heads", "evaluation.calibration"}
+ALLOWED["embedding_model"] = MODELS_AND_DATA | {"embedders", "embedding_features", "embedding_heads"}
+ALLOWED["embedding_run"] = ALLOWED["embedding_model"] | {
+    "assembly",
+    "embedding_model",
+    "preparing",
+    "rundir",
+    "scoring",
+}
+ALLOWED["crossfit"] = ALLOWED["embedding_model"] | {"assembly", "evaluation.calibration"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
 ALLOWED["callbacks"] = {"progress"}
 ALLOWED["demo_result"] = {"kitchen", "records"}
 ALLOWED["listing"] = {"registry"}
 ALLOWED["card"] = {"config", "errors"}
 ALLOWED["judges"] = {"judges", "registry", "data", "store", "records", "groups", "config", "errors", "progress"}
-ALLOWED["run_scores"] = MODELS_AND_DATA | {"assembly", "preparing", "reference", "scoring", "setup"}
+ALLOWED["run_scores"] = ALLOWED["embedding_run"] | {"embedding_run", "preparing", "reference", "scoring", "setup"}
 ALLOWED["policy_scores"] = MODELS_AND_DATA | {"frozen_scores", "policies", "scoring"}
 ALLOWED["signals"] = {"crossfit", "data", "embedders", "errors", "groups", "models", "policies", "policy_scores", "run"}
 ALLOWED["reward_grading"] = ALLOWED["signals"] | {"evaluation.calibration", "signals"}

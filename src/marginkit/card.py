@@ -30,10 +30,12 @@ def write_card(model: Path, config: RunConfig, manifest: Mapping[str, Any], metr
         The path of the card.
     """
     spec = config.spec
+    on_embeddings = config.model.kind == "embedding"
     base = config.model.path if config.model.path != "fresh" and not Path(str(config.model.path)).exists() else None
-    head = ["---", "library_name: transformers", f"tags: {json.dumps(['marginkit', spec.name, *_HUB_TAGS[spec.kind]])}"]
-    head += [f"base_model: {json.dumps(base)}"] if base is not None else []
-    head += ["pipeline_tag: text-classification"] if spec.kind == "reward_model" else []
+    library = "marginkit" if on_embeddings else "transformers"
+    head = ["---", f"library_name: {library}", f"tags: {json.dumps(['marginkit', spec.name, *_HUB_TAGS[spec.kind]])}"]
+    head += [f"base_model: {json.dumps(base)}"] if base not in (None, "hash", "minilm") else []
+    head += ["pipeline_tag: text-classification"] if spec.kind == "reward_model" and not on_embeddings else []
     paper = spec.paper
     lines = [*head, "---", "", f"# {spec.kind.replace('_', ' ')} trained with {spec.name}", "", f"{spec.summary}.", ""]
     lines += [f"    {spec.formula}", "", f"Paper: {paper.title}{f' (arXiv {paper.arxiv})' if paper.arxiv else ''}.", ""]

@@ -150,7 +150,9 @@ class TrainConfig(_Section):
     """The loop. Names are those of transformers.TrainingArguments where it has one."""
 
     prompts_per_step: int | None = Field(
-        None, ge=1, description="groups an optimizer step, all ranks together; default 32"
+        None,
+        ge=1,
+        description="groups an optimizer step, all ranks together; default 32, with model.kind=embedding 2048",
     )
     tokens_per_micro_batch: int = Field(
         8192, ge=1, description="tokens of one forward pass; a group that is larger takes several, exactly"
@@ -229,7 +231,6 @@ class TrainConfig(_Section):
 HEAD_TRAIN: Mapping[str, Any] = {
     "learning_rate": 0.02,
     "num_train_epochs": 100,
-    "prompts_per_step": 2048,
     "load_best_model_at_end": True,
 }
 """What takes the place of a recipe's own training settings with `model.kind=embedding`."""

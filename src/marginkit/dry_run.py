@@ -16,6 +16,7 @@ from marginkit.batching import MicroBatch
 from marginkit.config import RunConfig
 from marginkit.core.tensors import SequenceScores
 from marginkit.cost import measured_peak, pair_tokens
+from marginkit.embedding_run import HeadForecast, forecast_head
 from marginkit.errors import BadInput
 from marginkit.memory import Memory, estimate, in_words, wants_checkpointing
 from marginkit.models.loading import core_of
@@ -104,7 +105,7 @@ class Forecast:
         return rows
 
 
-def dry_run(config: RunConfig) -> Forecast:
+def dry_run(config: RunConfig) -> Forecast | HeadForecast:
     """Encode, pack, probe and time a run without training it. Nothing is written.
 
     Args:
@@ -121,6 +122,8 @@ def dry_run(config: RunConfig) -> Forecast:
     if state.num_processes > 1:
         raise BadInput("--dry-run: is for one process; start it without a launcher")
     splits = prepare(config)
+    if config.model.kind == "embedding":
+        return forecast_head(config, splits)
     with tempfile.TemporaryDirectory() as folder:
         setup = set_up(config, splits, starting_model(config, splits, Path(folder), state), state)
     return forecast(config, setup)

@@ -7,6 +7,7 @@ from pathlib import Path
 from marginkit.assembly import build_loss
 from marginkit.config import RunConfig
 from marginkit.control import twin_of
+from marginkit.embedding_run import check_head
 from marginkit.errors import BadInput
 from marginkit.neighbours import check_population
 from marginkit.reward_scores import check_reward_model
@@ -20,6 +21,8 @@ def check_model(config: RunConfig) -> None:
             recipe needs its scores.
     """
     model, train = config.model, config.train
+    if model.kind == "embedding":
+        check_head(config)
     if model.path is None:
         raise BadInput("model.path is missing: a folder, a hub name, or model.path=fresh for a small random model")
     if (Path(model.path) / "config.yaml").is_file():

@@ -15,6 +15,7 @@ from torch import nn
 from marginkit.config import ModelConfig, RunConfig, resolve, trained_model
 from marginkit.data.encoded import EncodedGroups, EncodingReport
 from marginkit.data.encoding import Encoder
+from marginkit.embedding_model import EmbeddingModel
 from marginkit.errors import BadInput
 from marginkit.frozen_scores import FrozenModel, frozen_scores
 from marginkit.groups import Groups
@@ -49,8 +50,9 @@ def check_reward_model(config: RunConfig, needs: frozenset[str]) -> None:
             f"model.reward_model is missing: recipe {config.recipe} reads the scores of a reward model; train one with "
             "`marginkit train bt model.path=... data.train=... out=runs/rm`, then give model.reward_model=runs/rm"
         )
-    _, held = _reward_model(config)
-    _check_classifier(path, held)
+    theirs, held = _reward_model(config)
+    if theirs.model.kind != "embedding":
+        _check_classifier(path, held)
 
 
 def join_reward_scores(
@@ -80,6 +82,8 @@ def join_reward_scores(
     """
     path = config.model.reward_model
     theirs, held = _reward_model(config)
+    if theirs.model.kind == "embedding":
+        return _of_head(str(held.path), config, parts, encoded, out)
     tokenizer = load_tokenizer(
         str(held.tokenizer or held.path), revision=held.revision, trust_remote_code=held.trust_remote_code
     )
@@ -100,6 +104,19 @@ def join_reward_scores(
     )
     heads, made = frozen_scores(asked, own, config, out, state)
     return {name: groups.with_rm_head(heads[name]) for name, groups in encoded.items()}, made
+
+
+def _of_head(
+    path: str, config: RunConfig, parts: Mapping[str, Groups], encoded: Mapping[str, EncodedGroups], out: Path
+) -> tuple[dict[str, EncodedGroups], dict[str, Any]]:
+    """The same of a head on embeddings, which reads the texts themselves, however long."""
+    store = Path(config.store.path) if config.store.use else out / "store"
+    model = EmbeddingModel.load(path, store=store)
+    joined = {
+        name: groups.with_rm_head(model.rewards(parts[name][row] for row in groups.rows()))
+        for name, groups in encoded.items()
+    }
+    return joined, {"path": path, "embedder": model.embedder.name, "fingerprint": model.embedder.fingerprint}
 
 
 def _reward_model(config: RunConfig) -> tuple[RunConfig, ModelConfig]:

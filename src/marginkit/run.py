@@ -19,6 +19,7 @@ from marginkit.card import push, write_card
 from marginkit.config import ModelConfig, RunConfig, resolve
 from marginkit.control import twin_of
 from marginkit.cost import measured_peak
+from marginkit.embedding_run import fit_head
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate
@@ -144,6 +145,9 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     began = time.perf_counter()
     if (out / "metrics.json").is_file():  # a control that was finished before the interruption
         return Run(out, config, out / "model", _judge(config, out, splits), seconds=0.0)
+    if config.model.kind == "embedding":
+        cost = fit_head(config, splits, out, {})
+        return Run(out, config, out / "model", _finish(config, splits, out, cost), seconds=time.perf_counter() - began)
     setup = set_up(config, splits, start, state)
     model, tokenizer, loss, encoded = setup.model, setup.tokenizer, setup.loss, setup.encoded
     extra: dict[str, Any] = {"start": str(start.path), "distributed": str(state.distributed_type)}
@@ -186,18 +190,22 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(out / "model"))
     trainer.accelerator.wait_for_everyone()
-    metrics = None
-    if state.is_main_process:
-        metrics = _judge(config, out, splits)
-        told = None if metrics is None else metrics.to_json()
-        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {"cost": speed.summary()}
-        write_whole(out / "manifest.json", json.dumps(manifest, indent=2))
-        write_card(out / "model", config, manifest, told)
-        if config.train.push_to_hub:
-            push(out / "model", config, manifest)
-        write_whole(out / "metrics.json", json.dumps(told, indent=2))
+    metrics = _finish(config, splits, out, speed.summary()) if state.is_main_process else None
     state.wait_for_everyone()
     return Run(out, config, out / "model", metrics, seconds=time.perf_counter() - began)
+
+
+def _finish(config: RunConfig, splits: Splits, out: Path, cost: Mapping[str, Any]) -> Evaluation | None:
+    """Judge the trained model and write down what is known of it; a run is finished when `metrics.json` is there."""
+    metrics = _judge(config, out, splits)
+    told = None if metrics is None else metrics.to_json()
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8")) | {"cost": dict(cost)}
+    write_whole(out / "manifest.json", json.dumps(manifest, indent=2))
+    write_card(out / "model", config, manifest, told)
+    if config.train.push_to_hub:
+        push(out / "model", config, manifest)
+    write_whole(out / "metrics.json", json.dumps(told, indent=2))
+    return metrics
 
 
 def _with_checkpointing(config: RunConfig, setup: Setup, state: PartialState) -> RunConfig:

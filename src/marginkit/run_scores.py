@@ -15,6 +15,8 @@ from accelerate.utils import gather_object
 
 from marginkit.assembly import build_loss
 from marginkit.config import ModelConfig, RunConfig, resolve, trained_model
+from marginkit.embedding_model import is_embedding_model
+from marginkit.embedding_run import score_head, store_of
 from marginkit.errors import BadInput, MarginkitError, RunFailed
 from marginkit.groups import Groups
 from marginkit.models.loading import load_model, load_tokenizer, prepare_padding
@@ -49,6 +51,8 @@ def score_run(
     config, model_config, start = _what_to_score(folder, recipe, reference)
     if config.kind != "sft" and not any(len(group.pairs) for group in groups):
         groups = ready(groups, config, keep_all=True)
+    if config.model.kind == "embedding":  # seconds: every process does it alone
+        return score_head(Path(str(model_config.path)), config, groups, store_of(config, folder))
     tokenizer = load_tokenizer(str(model_config.tokenizer or model_config.path), revision=model_config.revision)
     if tokenizer.pad_token_id is None:  # where there is one, the model reads its reward as it was trained to
         prepare_padding(tokenizer, config.kind)
@@ -130,6 +134,9 @@ def _what_to_score(
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         start = config.model.model_copy(update={"path": manifest["start"], "tokenizer": None})
         return config, trained, start
+    if is_embedding_model(folder):
+        config = resolve(recipe or "bt", {"model": {"kind": "embedding"}})
+        return config, config.model.model_copy(update={"path": str(folder)}), config.model
     if recipe is None:
         if not folder.exists():
             raise BadInput(f"{folder}: no such run or model; a model on the hub needs --recipe, e.g. --recipe bt")

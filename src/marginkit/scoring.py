@@ -21,9 +21,10 @@ from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput, RunFailed
 from marginkit.groups import Groups
 from marginkit.models.loading import core_of
-from marginkit.models.packing import Batch, Rung, labels_of, number_dtype, padded_batch
+from marginkit.models.packing import Batch, Rung, labels_of, number_dtype, pair_columns
 from marginkit.models.scorer import score
 from marginkit.passes import batch_of, scores_of
+from marginkit.records import Group
 from marginkit.tables import PAIRS_SCHEMA, RESPONSES_SCHEMA, Scores
 
 Progress = Callable[[int], None]
@@ -146,7 +147,7 @@ def score_tables(
     pairs: list[dict[str, Any]] = []
     for index, item in enumerate(encoded):
         own, rewards = found[index]
-        response_rows, pair_rows = _group_rows(groups[item.row], item, own, rewards, loss)
+        response_rows, pair_rows = group_rows(groups[item.row], item, own, rewards, loss)
         responses += response_rows
         pairs += pair_rows
     return Scores(
@@ -166,10 +167,22 @@ def _slice(scores: SequenceScores, start: int, stop: int, ref_logp: list[float] 
     )
 
 
-def _group_rows(
-    group: Any, item: EncodedGroup, scores: SequenceScores, rewards: Sequence[float], loss: Loss
+def group_rows(
+    group: Group, item: EncodedGroup, scores: SequenceScores, rewards: Sequence[float], loss: Loss
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    where = {"group": group.id, "split": group.split, "subset": group.subset}
+    """The rows of one group in the two tables.
+
+    Args:
+        group: the text record.
+        item: the same group encoded; the lengths of its responses are told as they are there.
+        scores: [K] what the model says of its responses.
+        rewards: [K] logits.
+        loss: what it wants of each pair.
+
+    Raises:
+        RunFailed: a reward is not finite.
+    """
+    where: dict[str, Any] = {"group": group.id, "split": group.split, "subset": group.subset}
     where |= {"source": group.source, "cluster": group.cluster}
     texts = [response.text for response in group.responses]
     lengths = [len(ids) for ids in item.response_ids]
@@ -227,7 +240,7 @@ def _target_gaps(loss: Loss, item: EncodedGroup) -> list[float | None]:
     """What the recipe wants of each pair, in logits; None for a hard label, a pair left out, or no evidence."""
     if loss.target is None or not item.chosen:
         return [None] * len(item.chosen)
-    labels: Labels = labels_of(padded_batch([item], pad_id=0))
+    labels: Labels = labels_of(pair_columns([item], torch.float64))
     try:
         gaps = loss.target_gap(labels, len(item.chosen)).tolist()
     except BadInput:  # data without the evidence the recipe trains on can still be scored
