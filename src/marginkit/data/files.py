@@ -146,16 +146,16 @@ def _parsed(raw: bytes) -> object:
 def _lines(path: Path) -> Iterator[RawRow]:
     with path.open("rb", buffering=1 << 20) as content:
         for n, line in enumerate(iter(partial(content.readline, LINE_LIMIT + 1), b""), 1):
-            if n == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
             if len(line) > LINE_LIMIT and not line.endswith(b"\n"):
                 while (more := content.readline(1 << 20)) and not more.endswith(b"\n"):
                     pass
                 rule = f"the line has more than {LINE_LIMIT:,} bytes"
-                yield RawRow(
-                    f"{path.name}:{n}", n, RowRefused("over-long line", rule, "one row a line; is it a .json?")
-                )
-            elif line := line.strip():  # a blank line is no row
+                fix = "write one row a line; is it a .json file?"
+                yield RawRow(f"{path.name}:{n}", n, RowRefused("over-long line", rule, fix))
+                continue
+            if n == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line := line.strip():  # a blank line is no row
                 yield RawRow(f"{path.name}:{n}", n, _parsed(line))
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from marginkit.data import checks
 from marginkit.data.checks import RowRefused, shown
 from marginkit.data.multi_rows import comparison
 from marginkit.data.rows import Origin, Row, Rules
 from marginkit.records import NATIVE_FORMAT, Comparison, Group, Pair, Turn, group_from_json
+
+_LARGEST = 2**53
 
 
 def native_row(row: Row, origin: Origin, rules: Rules) -> Group:
@@ -17,7 +21,9 @@ def native_row(row: Row, origin: Origin, rules: Rules) -> Group:
     try:
         group = group_from_json(row)
         _check_native(group)
-    except (KeyError, TypeError, AttributeError) as error:
+        if any(isinstance(value, int) and abs(value) > _LARGEST for value in _numbers(group)):
+            raise TypeError("a number is an integer beyond 2^53, which no float can hold exactly")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise RowRefused("not the native form", f"malformed: {what}", "write it with write_groups") from None
     return group
@@ -73,6 +79,18 @@ def _check_pair(pair: Pair, key: str, count: int) -> None:
     checks.weight(_present(pair.weight, f"{key}.weight"), f"{key}.weight")
     if not isinstance(pair.tie, bool):
         raise TypeError(f"{key}.tie is true or false")
+
+
+def _numbers(group: Group) -> Iterator[object]:
+    for response in group.responses:
+        yield response.grade
+        yield response.utility
+        yield from response.aspects.values()
+        yield from (rating.value for rating in response.ratings)
+    for compared in group.comparisons:
+        yield from (compared.wins_i, compared.wins_j, compared.ties)
+    for pair in group.pairs:
+        yield from (pair.strength, pair.target_gap, pair.prob, pair.weight, *(pair.votes or ()))
 
 
 def _names(*names: object) -> bool:

@@ -63,11 +63,8 @@ def find_way(file: str, rows: Sequence[Row], columns: Columns, hub: str | None, 
     native = any(str(row.get("format")).startswith("marginkit/") for row in renamed)
     if mapping is not None:
         dialect = _given(file, mapping, renamed, held)
-        why = (
-            dialects.because(dialect)
-            if dialect.needs
-            else f"as {mapping if isinstance(mapping, str | Path) else 'given'} says"
-        )
+        said = mapping if isinstance(mapping, str | Path) else "the mapping given"
+        why = dialects.because(dialect) if dialect.needs else f"mapping: as {said} says"
         columns.take(file, dialect, held)
         return Way(dialect.name, dialect.layout, _translating(dialect), why, dialect.notes)
     found = None if native else dialects.recognise(held, renamed, hub)

@@ -107,7 +107,8 @@ def _load(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark is not None else str(path)
-        raise BadInput(f"{place}: not readable YAML ({getattr(error, 'problem', None) or error})") from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise BadInput(f"{place}: not readable YAML ({problem})") from None
     if not isinstance(content, dict) or not content:
         raise BadInput(f"{path}: holds {shown(content)}; a mapping says which field is the prompt, which the responses")
     return {str(key): value for key, value in content.items()}

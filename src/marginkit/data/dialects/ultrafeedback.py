@@ -81,7 +81,7 @@ _SIDES = ("chosen", "rejected")
 
 
 def _chats_with_scores(columns: set[str], rows: Sequence[Row]) -> bool:
-    return {"prompt_id", "messages"} <= columns or ("prompt" not in columns and isinstance(rows[0]["chosen"], list))
+    return {"prompt_id", "messages"} <= columns or ("prompt" not in columns and isinstance(rows[0].get("chosen"), list))
 
 
 def _sampled(row: Row, rules: Rules) -> Row:
