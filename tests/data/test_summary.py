@@ -195,19 +195,20 @@ def test_targets_that_saturate_under_the_suggested_gamma() -> None:
 
 
 def test_rows_that_repeat_and_rows_labelled_both_ways() -> None:
-    """Case and punctuation aside, b repeats a; c prefers the other one; both go from a cleaned copy."""
+    """Case and punctuation aside, b and e repeat a; c prefers the other one; all three go from a cleaned copy."""
     groups = [
         pair("a", "Name a fruit.", "An apple, of course.", "Carrot"),
         pair("b", "name a FRUIT", "an apple of course", "carrot!"),
         pair("c", "Name a fruit.", "Carrot", "An apple, of course."),
         pair("d", "Name a tree.", "An oak, of course.", "Carrot"),
+        pair("e", "Name a fruit:", "AN APPLE OF COURSE", "(carrot)"),
     ]
     survey = surveyed(groups)
-    assert (survey.facts["rows_again"], survey.facts["rows_labelled_both_ways"]) == (2, 1)
-    assert survey.marks["duplicates"].tolist() == [False, True, True, False]
+    assert (survey.facts["rows_again"], survey.facts["rows_labelled_both_ways"]) == (3, 1)
+    assert survey.marks["duplicates"].tolist() == [False, True, True, False, True]
     kept = clean(Groups.from_iterable(groups), survey.marks, None, [])
     assert [group.id for group in kept] == ["a", "d"]
-    assert sum(kept.dropped.values()) == 2
+    assert sum(kept.dropped.values()) == 3
 
 
 def test_nearly_identical_responses_with_a_large_gap_come_first() -> None:

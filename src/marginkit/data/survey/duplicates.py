@@ -83,7 +83,7 @@ class Duplicates:
             for gone in self.often.add(key):
                 self.repeated.pop(gone, None)
             if key in self.often.counts and key not in self.repeated:
-                self.repeated[key] = Repeated(seen.row, seen.group.id, " ".join(seen.texts[number].split())[:60])
+                self.repeated[key] = Repeated(seen.row, seen.group.id, " ".join(seen.texts[number][:200].split())[:60])
         for pair, _ in seen.judged:
             for number, won in ((pair.chosen, 1.0), (pair.rejected, 0.0)):
                 known = self.repeated.get(seen.keys[number])

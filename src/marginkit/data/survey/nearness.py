@@ -26,6 +26,7 @@ WINDOW = 8
 BANDS, PER_BAND = 12, 5
 _RANGES = BANDS * PER_BAND
 _NO_WORD = re.compile(r"[\W_]+")
+_ASCII = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 32 for code in range(256))
 
 
 def normalised(text: str) -> str:
@@ -35,7 +36,11 @@ def normalised(text: str) -> str:
         >>> normalised("  Name a\n FRUIT, please!"), normalised(" ?! ")
         ('name a fruit please', '?!')
     """
-    return _NO_WORD.sub(" ", text.casefold()).strip() or text.strip()
+    if text.isascii():  # the same, several times faster
+        words = b" ".join(text.encode().translate(_ASCII).split()).decode()
+    else:
+        words = _NO_WORD.sub(" ", text.casefold()).strip()
+    return words or text.strip()
 
 
 def digest64(text: str) -> int:
@@ -99,12 +104,9 @@ def bands(text: str) -> Words32:
     first = np.searchsorted(hashes, _EDGES)
     filled = np.append(first[1:], len(hashes)) > first
     signature = hashes[np.minimum(first, len(hashes) - 1)] % np.uint64(_SPAN)
-    if not filled.all():  # take the next filled range, with the distance mixed in
+    if not filled.all():
         places = np.flatnonzero(filled)
-        at = np.arange(_RANGES)
-        donor = places[np.searchsorted(places, at) % len(places)]
-        away = ((donor - at) % _RANGES).astype(np.uint64)
-        signature = signature[donor] + away * np.uint64(_SPAN)
+        signature = signature[places[np.searchsorted(places, np.arange(_RANGES)) % len(places)]]
     mixed = _mixed(signature.reshape(BANDS, PER_BAND) * _ODD)
     folded = np.bitwise_xor.reduce(mixed, axis=1)
     return (_mixed(folded) >> np.uint64(32)).astype(np.uint32)
