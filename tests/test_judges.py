@@ -88,7 +88,8 @@ def test_verdicts_are_votes_in_both_orders(tmp_path: Path) -> None:
     with Stub(verdicts()) as stub:
         judged, report = run(stub, tmp_path, groups, ask="verdict")
     [group] = judged
-    assert group.pairs == (
+    assert group.pairs == ()
+    assert make_pairs(judged)[0].pairs == (
         Pair(1, 0, votes=(2.0, 0.0, 0.0)),
         Pair(2, 0, votes=(2.0, 0.0, 0.0)),
         Pair(1, 2, votes=(0.0, 0.0, 2.0), tie=True),
@@ -108,7 +109,9 @@ def test_a_judge_that_prefers_a_place_splits_its_votes(tmp_path: Path) -> None:
     """One vote each: a tie, and the report says how often the order decided."""
     with Stub(verdicts(bias_every=1)) as stub:
         judged, report = run(stub, tmp_path, some_groups(), ask="verdict")
-    assert all(pair.tie and pair.votes == (1.0, 1.0, 0.0) for group in judged for pair in group.pairs)
+    paired = [pair for group in make_pairs(judged) for pair in group.pairs]
+    assert len(paired) == report.tally.judged == report.tally.ties == 12
+    assert all(pair.tie and pair.votes == (1.0, 1.0, 0.0) for pair in paired)
     assert report.to_json()["position_bias"] == {"pairs": 12, "mean": 1.0, "sd": 0.0, "order_decides": 1.0}
 
 
@@ -172,16 +175,33 @@ def test_the_expected_score_is_a_grade(tmp_path: Path) -> None:
 def test_equal_texts_are_a_tie_without_a_question(tmp_path: Path) -> None:
     """P = 0.5 in the unit of the way of asking; blanks at the ends are nothing."""
     groups = Groups.from_iterable([Group("g", "?", (Response("same"), Response("same ")))])
-    for ask, evidence in (
-        ("logprobs", {"target_gap": 0.0}),
-        ("verdict", {"prob": 0.5}),
-        ("evidence", {"strength": 0.0}),
+    for ask, pairs in (
+        ("logprobs", (Pair(0, 1, target_gap=0.0, tie=True),)),
+        ("evidence", (Pair(0, 1, strength=0.0, tie=True),)),
+        ("verdict", (Pair(0, 1, votes=(0.0, 0.0, 1.0), tie=True),)),
     ):
         with Stub(by_truth()) as stub:
             judged, report = run(stub, tmp_path, groups, ask=ask)
             assert stub.requests == 0
-        assert judged[0].pairs == (Pair(0, 1, tie=True, **evidence),)  # type: ignore[arg-type]
+        assert make_pairs(judged)[0].pairs == pairs
         assert (report.tally.identical, report.tally.ties) == (1, 1)
+
+
+def test_the_judge_speaks_instead_of_others_and_for_each_pair_once(tmp_path: Path) -> None:
+    """Votes of others between judged responses go, evidence of given pairs too, a pair given twice is counted."""
+    three = (Response("x 1"), Response("y 2"), Response("z 3"))
+    pairs = (Pair(0, 1, votes=(3.0, 1.0, 0.0), weight=0.5), Pair(1, 0, prob=0.75))
+    votes = (Comparison(0, 1, 1.0, 0.0, rater="human"), Comparison(1, 2, 1.0, 0.0, rater="human"))
+    groups = Groups.from_iterable([Group("g", "?", three, comparisons=votes, pairs=pairs)])
+    with Stub(by_truth()) as stub:
+        judged, report = run(stub, tmp_path, groups, pairs="given")
+        assert stub.requests == 2
+    [group] = judged
+    assert group.pairs == (Pair(1, 0, target_gap=pytest.approx(1.0), weight=0.5),)
+    assert group.comparisons == votes[1:]
+    found = report.to_json()
+    assert (found["replaced"], found["given_order"]) == (2, {"agrees": 0, "turned": 1})
+    assert found["not_judged"] == {"pair given twice": 1}
 
 
 def test_every_group_is_judged_or_counted(tmp_path: Path) -> None:
@@ -231,7 +251,7 @@ def test_one_order_alone_is_no_judgement(tmp_path: Path) -> None:
     groups = Groups.from_iterable([Group("g", "?", (Response("x 1"), Response("y 2"), Response("z 3")))])
     with Stub(answer) as stub:
         judged, report = run(stub, tmp_path, groups, ask="verdict")
-        assert [(p.chosen, p.rejected) for p in judged[0].pairs] == [(0, 2)]
+        assert [(c.i, c.j) for c in judged[0].comparisons] == [(0, 2)] * 2
         assert report.to_json()["not_judged"] == {"no verdict": 2}
         graded, report = run(stub, tmp_path, groups, ask="score")
     assert [r.grade for r in graded[0].responses] == [4.0, None, 4.0]

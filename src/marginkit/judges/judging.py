@@ -103,7 +103,7 @@ class JudgeReport:
             "judged": tally.judged,
             "ties": tally.ties,
             "identical": tally.identical,
-            "not_judged": dict(tally.missing),
+            "not_judged": dict(+tally.missing),
             "replaced": tally.replaced,
             "clipped": tally.clipped,
             "position_bias": tally.position(),
@@ -141,7 +141,7 @@ def judge(
     """Have a language model compare or score the responses; answers are kept, so a second run asks what is missing.
 
     logprobs: P(A) against P(B) as the next token, both orders; target gap m = (logit p_AB - logit p_BA) / 2.
-    verdict: [[A]], [[B]] or [[C]] in words; votes of the pair and one comparison an order.
+    verdict: [[A]], [[B]] or [[C]] in words; votes, one comparison an order, which pairs are made of.
     evidence: reasons first, then a score of each; strength = difference of the mean scores over both orders.
     score: one response at a time; grade = mean of the samples. expected: grade = sum of s P(s) over the score tokens.
 
