@@ -1,4 +1,4 @@
-"""What was read before: rows and ids as 64-bit digests, in a table of 16 bytes an entry."""
+"""What was read before: rows and ids as 64-bit digests, in tables of 32 to 64 bytes an entry."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MASK = (1 << 64) - 1
 
 
 class DigestMap:
-    """A map from 64-bit digests to 64-bit numbers in open addressing; an entry takes 16 bytes, a full table 32.
+    """A map from 64-bit digests to 64-bit numbers in open addressing: 16 bytes a place, a quarter to half of them taken.
 
     Two of n different digests are equal with a chance of n^2 / 2^65: one in 37 million for a million rows.
 
