@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marginkit.data.debiasing import ADJUSTMENTS, VERBOSITY_GRID, debias, length_measures, smallest_correction
+from marginkit.data.debiasing import ADJUSTMENTS, VERBOSITY_GRID, debias, length_measures, rows_of, smallest_correction
 from marginkit.data.graded import Grades
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
@@ -196,7 +196,7 @@ def test_a_prob_becomes_a_gap_and_what_is_not_graded_stays_so():
 
 def test_longer_is_better_counts_as_by_hand():
     groups = Groups.from_iterable([Group("a", "?", tuple(map(Response, ("a", "bb", "ccc", "ddd"))))])
-    found = length_measures(Grades(groups, "utility", np.array([0.0, 1.0, 1.0, -1.0])))
+    found = length_measures(rows_of(Grades(groups, "utility", np.array([0.0, 1.0, 1.0, -1.0]))))
     # a<bb longer better; a<ccc better; a>ddd worse; bb=ccc half; bb>ddd worse; ccc, ddd equally long: left out
     assert found["longer is better"] == pytest.approx((1 + 1 + 0 + 0.5 + 0) / 5)
 

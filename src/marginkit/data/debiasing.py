@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix, diags
 from scipy.stats import spearmanr
 
-from marginkit.data.graded import Grades, pairs_inside, response_starts
+from marginkit.data.graded import Grades, pairs_inside
 from marginkit.data.judge_grader import shown_first
 from marginkit.data.options import checked
 from marginkit.data.smoothing import lowess
@@ -37,6 +37,8 @@ class Rows:
         right: [n] the rejected one; None where the rows are responses.
         prompt: [n] which group a row is in.
         place: [n] where in `Grades.values` a row is.
+        starts: [group + 1] where the responses of each group begin.
+        lengths: [response] characters, at least 1.
     """
 
     values: Array
@@ -44,6 +46,8 @@ class Rows:
     right: Indices | None
     prompt: Indices
     place: Indices
+    starts: Indices
+    lengths: Array
 
     def inside(self, feature: Array) -> Array:
         """A feature of responses as differences: of a pair's two, or from the mean of the prompt."""
@@ -58,21 +62,25 @@ class Rows:
 
 def rows_of(grades: Grades) -> Rows:
     """The graded rows of grades; a prob counts as its logit, one of 0 or 1 as one of a millionth."""
-    starts = response_starts(grades.groups)
-    if grades.kind == "utility":
-        place = np.flatnonzero(~np.isnan(grades.values))
-        prompt = np.searchsorted(starts, place, side="right") - 1
-        return Rows(grades.values[place], place, None, prompt, place)
-    owner = [(at, pair) for at, group in enumerate(grades.groups) for pair in group.pairs]
-    prompt = np.array([at for at, _ in owner], dtype=np.int64)
-    chosen, rejected = (np.array([p[side] for p in ((q.chosen, q.rejected) for _, q in owner)], dtype=np.int64) for side in (0, 1))  # fmt: skip  # noqa: E501
+    sizes: list[int] = []
+    lengths: list[int] = []
+    pairs: list[tuple[int, int, int]] = []
+    for at, group in enumerate(grades.groups):
+        sizes.append(len(group.responses))
+        lengths += [max(len(response.text), 1) for response in group.responses]
+        if grades.kind != "utility":
+            pairs += [(at, pair.chosen, pair.rejected) for pair in group.pairs]
+    starts, length = np.cumsum([0, *sizes]), np.array(lengths, dtype=float)
     place = np.flatnonzero(~np.isnan(grades.values))
     values = grades.values[place]
+    if grades.kind == "utility":
+        return Rows(values, place, None, np.searchsorted(starts, place, side="right") - 1, place, starts, length)
     if grades.kind == "prob":
         bounded = np.clip(values, 1e-6, 1 - 1e-6)
         values = np.log(bounded) - np.log1p(-bounded)
-    first = starts[prompt[place]]
-    return Rows(values, first + chosen[place], first + rejected[place], prompt[place], place)
+    prompt, chosen, rejected = np.array(pairs, dtype=np.int64).reshape(-1, 3)[place].T
+    first = starts[prompt]
+    return Rows(values, first + chosen, first + rejected, prompt, place, starts, length)
 
 
 # -- The adjustments: rows and a feature in, bias of each row out
@@ -122,7 +130,7 @@ Adjusted = tuple[Array, dict[str, Any]]
 
 
 def _length(grades: Grades, rows: Rows, *, log: bool = True) -> Adjusted:
-    length = _lengths(grades)
+    length = rows.lengths
     bias, slope = linear_bias(_compared(rows), rows.inside(np.log(length) if log else length))
     return bias, {"slope": slope, "of": "log characters" if log else "characters"}
 
@@ -131,7 +139,7 @@ def _length_lowess(grades: Grades, rows: Rows, *, fraction: float = 0.5, rounds:
     """The curve and the level of each prompt in turns, from a straight line on, until they settle."""
     if rows.right is not None:
         raise BadInput("debias=length_lowess needs utilities of responses; for pairs use length or length_tanh")
-    x = np.log(_lengths(grades))[rows.left]
+    x = np.log(rows.lengths)[rows.left]
     _, slope = linear_bias(_compared(rows), rows.centred(x))
     curve = slope * x
     for _ in range(int(rounds)):
@@ -145,7 +153,7 @@ def _length_lowess(grades: Grades, rows: Rows, *, fraction: float = 0.5, rounds:
 def _length_tanh(grades: Grades, rows: Rows, *, phi: float | None = None) -> Adjusted:
     if rows.right is None:
         raise BadInput("debias=length_tanh needs gaps of pairs; for utilities use length or length_lowess")
-    feature = tanh_length(rows.inside(_lengths(grades)))
+    feature = tanh_length(rows.inside(rows.lengths))
     bias, fitted = linear_bias(rows.values, feature)
     return (bias, {"phi": fitted}) if phi is None else (phi * feature, {"phi": phi})
 
@@ -259,7 +267,7 @@ def debias(grades: Grades, name: str, **options: Any) -> tuple[Grades, dict[str,
     values = np.full(len(grades.values), np.nan)
     values[rows.place] = rows.values - bias
     made = replace(grades, values=values, kind="target_gap" if grades.kind == "prob" else grades.kind)
-    before, after = length_measures(grades), length_measures(made)
+    before, after = length_measures(rows), length_measures(replace(rows, values=rows.values - bias))
     measured = {key: {"before": before[key], "after": after[key]} for key in before}
     return made, facts | measured | {"mean size of what was taken off": float(np.mean(np.abs(bias)))}
 
@@ -279,21 +287,23 @@ def check_debias(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return checked(f"debias={name}", ADJUSTMENTS[name], options)
 
 
-def length_measures(grades: Grades) -> dict[str, float | None]:
+def length_measures(rows: Rows) -> dict[str, float | None]:
     """How far grades go with length: the correlation inside prompts, and how often the longer answer is the better one.
 
     Returns:
         `correlation with log length` and `longer is better` (share of pairs that differ in length, an equal grade
         counting half); None where nothing differs.
     """
-    rows, length = rows_of(grades), _lengths(grades)
+    length = rows.lengths
     values, feature = _compared(rows), rows.inside(np.log(length))
     spread = float(np.sqrt((values @ values) * (feature @ feature)))
     size = float(np.abs(rows.values).max(initial=0.0))
     related = float(values @ feature) / spread if spread > 1e-9 * size else None
     if rows.right is None:
-        left, right = pairs_inside(response_starts(grades.groups))
-        gap = grades.values[left] - grades.values[right]
+        known = np.full(len(length), np.nan)
+        known[rows.left] = rows.values
+        left, right = pairs_inside(rows.starts)
+        gap = known[left] - known[right]
     else:
         left, right, gap = rows.left, rows.right, rows.values
     differ = (length[left] != length[right]) & ~np.isnan(gap)
@@ -304,8 +314,3 @@ def length_measures(grades: Grades) -> dict[str, float | None]:
 
 def _compared(rows: Rows) -> Array:
     return rows.centred(rows.values) if rows.right is None else rows.values
-
-
-def _lengths(grades: Grades) -> Array:
-    """[response] characters, at least 1."""
-    return np.array([max(len(r.text), 1) for group in grades.groups for r in group.responses], dtype=float)

@@ -16,7 +16,7 @@ from marginkit.data.rater_noise import RaterNoise, fit_rater_noise, pooled_varia
 from marginkit.data.ratings import ASPECT_WEIGHTS, MapName, ScaleMap, fit_map, weigh_aspects
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
-from marginkit.records import Response
+from marginkit.records import Rating
 
 Array = npt.NDArray[np.float64]
 By = Literal["all", "source", "rater"]
@@ -57,14 +57,17 @@ def grade_by_ratings(
         raise BadInput(f"by={by!r}: one map for all, for each source or for each rater")
     if by == "rater" and weights is not None:
         raise BadInput("by=rater maps single ratings, weights add up aspects: give one of the two")
-    every = [response for group in groups for response in group.responses]
+    place: list[str] = []
+    said: list[Any] = []  # of every response what is read of it: its ratings, aspects or grade
+    for group in groups:
+        place += [group.source or "" if by == "source" else ""] * len(group.responses)
+        said += [r.ratings if by == "rater" else r.grade if weights is None else r.aspects for r in group.responses]
     if by == "rater":
-        mapped, maps, ungraded = _mapped_by_rater(every, map, prior)
+        mapped, maps, ungraded = _mapped_by_rater(said, map, prior)
     else:
-        grade = _grades(every, weights)
-        place = [group.source or "" for group in groups for _ in group.responses]
-        keys = np.array(place if by == "source" else [""] * len(every), dtype=object)
-        mapped, maps = np.full(len(every), np.nan), {}
+        grade = _grades(said, weights)
+        keys = np.array(place, dtype=object)
+        mapped, maps = np.full(len(grade), np.nan), {}
         for key in sorted(set(keys[~np.isnan(grade)])):
             own = keys == key
             maps[key] = fit_map(grade[own], map, prior=prior)
@@ -85,23 +88,23 @@ def grade_by_ratings(
     return Grades(groups, "utility", gamma * mapped, ungraded, facts)
 
 
-def _grades(every: list[Response], weights: Mapping[str, float] | str | None) -> Array:
+def _grades(said: list[Any], weights: Mapping[str, float] | str | None) -> Array:
     if weights is None:
-        return np.array([np.nan if response.grade is None else response.grade for response in every], dtype=float)
+        return np.array([np.nan if grade is None else grade for grade in said], dtype=float)
     if isinstance(weights, str):
         if weights not in ASPECT_WEIGHTS:
             raise BadInput(f"weights={weights}: give {{aspect: weight}}, or one of {', '.join(ASPECT_WEIGHTS)}")
         weights = ASPECT_WEIGHTS[weights]
-    return weigh_aspects([response.aspects for response in every], weights)
+    return weigh_aspects(said, weights)
 
 
 def _mapped_by_rater(
-    every: list[Response], name: MapName, prior: float
+    said: list[tuple[Rating, ...]], name: MapName, prior: float
 ) -> tuple[Array, dict[str, ScaleMap], dict[str, int]]:
     """The mean of a response's mapped ratings; a rater of one rating, or of equal ones, gets the map of all of them."""
     by_rater: dict[str, list[float]] = {}
-    for response in every:
-        for rating in response.ratings:
+    for ratings in said:
+        for rating in ratings:
             if rating.rater is not None and rating.aspect is None:
                 by_rater.setdefault(rating.rater, []).append(rating.value)
     maps: dict[str, ScaleMap] = {}
@@ -109,13 +112,13 @@ def _mapped_by_rater(
         common = fit_map(np.array([value for own in by_rater.values() for value in own]), name, prior=prior)
         for rater, own in by_rater.items():
             maps[rater] = fit_map(np.array(own), name, prior=prior) if len(set(own)) > 1 else common
-    mapped, ungraded = np.full(len(every), np.nan), Counter[str]()
-    for at, response in enumerate(every):
-        own_ratings = [rating for rating in response.ratings if rating.aspect is None]
-        if not own_ratings or any(rating.rater is None for rating in own_ratings):
-            ungraded["no ratings" if not own_ratings else NO_RATER] += 1
+    mapped, ungraded = np.full(len(said), np.nan), Counter[str]()
+    for at, ratings in enumerate(said):
+        overall = [rating for rating in ratings if rating.aspect is None]
+        if not overall or any(rating.rater is None for rating in overall):
+            ungraded["no ratings" if not overall else NO_RATER] += 1
             continue
-        mapped[at] = np.mean([maps[str(r.rater)].forward(np.array([r.value]))[0] for r in own_ratings])
+        mapped[at] = np.mean([maps[str(r.rater)].forward(np.array([r.value]))[0] for r in overall])
     return mapped, maps, dict(ungraded)
 
 

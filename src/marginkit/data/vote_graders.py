@@ -17,7 +17,7 @@ from marginkit.data.bradley_terry import (
     elo,
     fit_bradley_terry,
 )
-from marginkit.data.graded import Grades, paired_for_grading, response_starts
+from marginkit.data.graded import Grades, paired_for_grading
 from marginkit.data.grades import pair_evidence
 from marginkit.data.votes import effective_votes, vote_log_odds
 from marginkit.errors import BadInput
@@ -109,9 +109,12 @@ def grade_by_ranking(
             raise BadInput(f"{name}={value!r}: the choices are {', '.join(known)}")
     if over == "prompt" and bootstrap:
         raise BadInput("bootstrap is for over=model: a prompt's few votes have no useful interval")
-    starts, used = response_starts(groups), Counter[str]()
+    used = Counter[str]()
     rows: Wins = []
-    for start, group in zip(starts.tolist(), groups, strict=False):
+    starts = [0]
+    for group in groups:
+        start = starts[-1]
+        starts.append(start + len(group.responses))
         kind, wins = _wins(group, evidence)
         used[kind] += 1
         rows += [(start + i, start + j, wins_i, wins_j) for i, j, wins_i, wins_j in wins]
@@ -120,7 +123,7 @@ def grade_by_ranking(
     facts: dict[str, Any] = {"prompts by evidence": dict(used), "comparisons": len(rows), "l2": l2}
     if over == "model":
         return _by_model(groups, rows, facts, l2=l2, anchored=disconnected == "anchor", bootstrap=bootstrap, seed=seed)
-    comparisons = _comparisons(rows, int(starts[-1]))
+    comparisons = _comparisons(rows, starts[-1])
     values, parts = fit_bradley_terry(comparisons, l2=l2), comparisons.components()
     compared = np.bincount(comparisons.left, minlength=comparisons.items) + np.bincount(
         comparisons.right, minlength=comparisons.items
@@ -129,7 +132,7 @@ def grade_by_ranking(
     _leave_out(values, ungraded, "never compared", compared == 0)
     if disconnected == "leave":
         split = np.zeros(len(values), dtype=bool)
-        for start, stop in pairwise(starts.tolist()):
+        for start, stop in pairwise(starts):
             own = parts[start:stop][compared[start:stop] > 0]
             split[start:stop] = len(set(own.tolist())) > 1
         _leave_out(values, ungraded, "not connected by comparisons", split)
