@@ -47,7 +47,7 @@ def grade_by_ratings(
         BadInput: there is no gamma (the message names one to start from), or nothing to map.
 
     Example:
-        >>> from marginkit.records import Group
+        >>> from marginkit.records import Group, Response
         >>> group = Group("a", "?", (Response("x", grade=4.0), Response("y", grade=2.0), Response("z")))
         >>> grades = grade_by_ratings(Groups.from_iterable([group]), gamma=0.5)
         >>> grades.values, grades.ungraded
@@ -151,10 +151,10 @@ def grade_by_raters(
         BadInput: no response has two ratings, or an unknown prior.
 
     Example:
-        >>> from marginkit.records import Group, Rating
+        >>> from marginkit.records import Group, Rating, Response
         >>> def rated(text, *values): return Response(text, 1.0, tuple(Rating(None, value) for value in values))
         >>> group = Group("a", "?", (rated("x", 4.0, 6.0), rated("y", 1.0, 3.0)))
-        >>> grades = grade_by_raters(make_groups := Groups.from_iterable([group]), prior="flat")
+        >>> grades = grade_by_raters(Groups.from_iterable([group]), prior="flat")
         >>> grades.values.round(3)
         array([0.983])
     """
