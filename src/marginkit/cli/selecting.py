@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marginkit.cli.app import Columns, Json, app
+from marginkit.cli.app import Columns, Json, MappingFile, app
 from marginkit.cli.rendering import assignments, plain, say, say_json, table
 from marginkit.errors import BadInput
 
@@ -75,6 +75,7 @@ def pair(
     workers: Annotated[int | None, typer.Option(help="Processes for edit distances; default: all cores.")] = None,
     store: Store = Path("store"),
     column: Columns = None,
+    mapping: MappingFile = None,
     as_json: Json = False,
 ) -> None:
     """Make pairs of graded responses and write them as a dataset: by rank, all, or the best of N^2 by DCRM."""
@@ -87,7 +88,7 @@ def pair(
     target = _named(out, files, "pair")
     if rso is not None and policy is not None:
         raise BadInput("--rso and --policy: pair the thinned responses in a second step, they are scored anew then")
-    groups, read = _read(files, column, split)
+    groups, read = _read(files, column, mapping, split)
     signals = _signals(groups, reward, crossfit, policy, None, False, store, seed)
     if rso is not None:
         groups = thin_responses(groups, signals, count=rso, beta=rso_beta, seed=seed)
@@ -114,6 +115,7 @@ def pair(
         "seed": seed,
     }
     settings |= {"split": split, "tokenizer": tokenizer, "options": assignments_of(option)}
+    settings |= {"columns": assignments(column), "mapping": mapping}
     facts = {"read": read, "signals": dict(signals.facts), **getattr(made, "facts", {})}
     manifest = write_dataset(made, target, verb="pair", settings=settings, sources=files, facts=facts)
     result = {"out": str(target), "how": how, "read": read, "kept": len(made), "pairs": manifest["pairs"]}
@@ -160,6 +162,7 @@ def select(
     split: Split = None,
     store: Store = Path("store"),
     column: Columns = None,
+    mapping: MappingFile = None,
     as_json: Json = False,
 ) -> None:
     """Keep the pairs worth training on and write them as a dataset; every pair left out is counted by reason."""
@@ -176,7 +179,7 @@ def select(
     options |= assignments_of(option)
     options_of(how)  # refuses an unknown method before anything is read
     target = _named(out, files, "select")
-    groups, read = _read(files, column, split)
+    groups, read = _read(files, column, mapping, split)
     tokenize = policy_tokenizer(policy, tokenizer) if "dcrm" in (how, pairs) else None
     signals = _signals(groups, reward, crossfit, policy, reference, how == "ifd", store, seed)
     if not any(group.pairs for group in groups):
@@ -187,6 +190,7 @@ def select(
     made = select_pairs(groups, how, top=_top(top), seed=seed, signals=signals, tokenize=tokenize, **options)
     settings = {"how": how, "top": top, "options": made.facts["options"], "pairs": pairs, "seed": seed, "split": split}
     settings |= {"reward": reward, "crossfit": crossfit, "policy": policy, "reference": reference}
+    settings |= {"columns": assignments(column), "mapping": mapping}
     facts = {"read": read, **made.facts}
     manifest = write_dataset(made, target, verb="select", settings=settings, sources=files, facts=facts)
     result = {"out": str(target), "how": how, "candidates": len(made.scores), "pairs": manifest["pairs"]}
@@ -217,7 +221,9 @@ def _named(out: Path | None, files: Sequence[str], verb: str) -> Path:
     return out
 
 
-def _read(files: Sequence[str], column: list[str] | None, split: str | None) -> tuple[Groups, dict[str, Any]]:
+def _read(
+    files: Sequence[str], column: list[str] | None, mapping: str | None, split: str | None
+) -> tuple[Groups, dict[str, Any]]:
     """The groups, and what the reader says of the rows."""
     from marginkit.data.sources import read_groups
     from marginkit.data.splits import select_split
@@ -225,7 +231,7 @@ def _read(files: Sequence[str], column: list[str] | None, split: str | None) -> 
 
     with progress(None, "read rows") as bar:
         groups, found = read_groups(
-            list(files) if len(files) > 1 else files[0], columns=assignments(column), progress=bar.to
+            list(files) if len(files) > 1 else files[0], columns=assignments(column), mapping=mapping, progress=bar.to
         )
     if split is not None:
         groups = select_split(groups, split)

@@ -14,7 +14,7 @@ _MASK = (1 << 64) - 1
 
 
 class DigestMap:
-    """A map from 64-bit digests to 64-bit numbers in open addressing: 16 bytes a place, a quarter to half of them taken.
+    """A map from 64-bit digests to 64-bit numbers in open addressing: 16 bytes a place, at most half of them taken.
 
     Two of n different digests are equal with a chance of n^2 / 2^65: one in 37 million for a million rows.
 
