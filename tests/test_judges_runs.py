@@ -61,6 +61,18 @@ def test_the_same_question_twice_is_asked_once(tmp_path: Path) -> None:
     assert len(judged) == 700
 
 
+def test_a_question_that_was_in_flight_when_looked_up_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer comes between the look into the store and its turn."""
+    monkeypatch.setattr("marginkit.judges.asking._BATCH", 4)
+    first, last, other = (Group(t, t, (Response(f"{t} 1"), Response(f"{t} 2"))) for t in "abc")
+    with Stub(slow(by_truth(), 0.1)) as stub:
+        judged, _ = run(stub, tmp_path, Groups.from_iterable([first, last, other, last]), concurrency=2)
+        assert stub.requests == 6
+    assert len(judged) == 4
+
+
 @pytest.mark.parametrize("ask", ["logprobs", "verdict"])
 def test_many_at_once_say_the_same_as_one(ask: str, tmp_path: Path) -> None:
     """In whatever order the answers come; and they do come at once."""
@@ -81,7 +93,8 @@ def test_many_at_once_say_the_same_as_one(ask: str, tmp_path: Path) -> None:
 
 
 CHILD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
 from marginkit.judges.judging import judge
 from marginkit.data.sources import read_groups
 groups, _ = read_groups(sys.argv[2])
@@ -192,15 +205,32 @@ def test_a_judge_whose_answers_cannot_be_read_is_given_up(tmp_path: Path) -> Non
 
 
 def test_now_and_then_an_unread_answer_stops_nothing(tmp_path: Path) -> None:
-    """Counted, not guessed."""
+    """More than twenty, but never in a row: counted, not guessed."""
 
     def answer(body: dict[str, Any], number: int) -> Reply:
-        return completion("Hm." if "Question 3" in texts(body)["PROMPT"] else "[[C]]")
+        return completion("Hm." if int(texts(body)["PROMPT"][9:-1]) % 2 else "[[C]]")
 
     with Stub(answer) as stub:
         judged, report = run(stub, tmp_path, some_groups(9), ask="verdict")
-    assert judged.dropped == {"not judged: no verdict": 1}
-    assert report.to_json()["unread"] == {"no verdict": 6}
+    assert judged.dropped == {"not judged: no verdict": 4}
+    assert report.to_json()["unread"] == {"no verdict": 24}
+
+
+def test_the_end_of_a_run_does_not_wait_for_another_try(tmp_path: Path) -> None:
+    """Access is withdrawn while other requests wait as long as the server asked: they are not tried again."""
+    behaviour = by_truth()
+
+    def answer(body: dict[str, Any], number: int) -> Reply:
+        prompt = texts(body)["PROMPT"]
+        if "2" in prompt:
+            time.sleep(0.2)
+        return {"0": behaviour(body, number), "1": error(429, Retry_After="300"), "2": error(401)}[prompt[9:-1]]
+
+    with Stub(answer) as stub:
+        start = time.monotonic()
+        with pytest.raises(RunFailed, match="no access"):
+            run(stub, tmp_path, some_groups(3), concurrency=10)
+        assert time.monotonic() - start < 20
 
 
 def test_a_server_that_hangs_now_and_then(tmp_path: Path) -> None:
