@@ -162,6 +162,15 @@ def test_a_fixed_label_by_who_wrote():
     assert [(g.id, g.pairs[0].chosen, g.pairs[0].rejected) for g in kept] == [("neg", 0, 1), ("pos", 0, 1)]
 
 
+def test_of_negative_ones_the_farthest_is_the_best_and_is_not_cut_off():
+    # strong is worse than both: -0.32 over 10 + 1 edits beats -0.20 over 4 + 1, though lengths allow 0 + 1 and 4 + 1
+    job = Job(("abcdefghij", "qrstuvwxyz", "abcdef"), (0.0, 1.5, 0.85), strong=(0,), weak=(1, 2))
+    options = of(**EDIT, strong="s", weak="w", keep_negative=True)
+    found, wanted = best_pair(job, options), by_all_pairs(job, options)
+    assert (found.chosen, found.rejected) == wanted[2:] == (0, 1)
+    assert found.edit == 10
+
+
 def test_noise_level_gaps_are_left_out():
     groups = Groups.from_iterable([graded(("a", 1.0), ("b", 1.01)), graded(("a", 1.0), ("b", 3.0), id="h")])
     made = make_pairs(groups, "dcrm", options=EDIT | {"min_gap": 0.1})
