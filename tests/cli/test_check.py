@@ -75,6 +75,7 @@ def test_a_good_file_is_one_short_screen(
     lines = out.splitlines()
     assert (code, err) == (0, "")
     assert lines[0] == "good.jsonl  pair rows, all 120 kept"
+    assert lines[1].strip().startswith("pair: has")
     assert any(line == "VERDICT  nothing wrong" for line in lines)
     assert "grades   1 " in out
     assert len(lines) < 20

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLES = {"problem": "bold red", "warning": "yellow", "note": "cyan", "ok": "green"}
-_INDENT = 25
 _WORST_SHOWN = 3
+_SPLITS_SHOWN = 8
 _LINES_SHOWN = 14  # of remarks, so that all of it stays on a screen of 40 lines
 
 
@@ -87,14 +87,15 @@ def _head(findings: Findings, facts: Mapping[str, Any]) -> None:
         else f"all {findings.read:,} kept"
     )
     _styled(_visible(name), f"  {findings.dialect} rows, {kept}", "bold")
-    because = getattr(findings, "recognised", "")
-    if because:
-        _wrapped("", because, "dim")
+    if findings.recognised:
+        _wrapped("", findings.recognised, "dim")
     parts = [_count(facts["groups"], "row"), _count(facts["prompts"], "prompt"), _count(facts["responses"], "response")]
-    parts.append(_count(facts["pairs"], "pair") + (f" ({facts['ties']:,} ties)" if facts["ties"] else ""))
+    parts.append(_count(facts["pairs"], "pair") + (f" ({_count(facts['ties'], 'tie')})" if facts["ties"] else ""))
     lines = [("", " · ".join(parts))]
     if facts["splits"]:
-        lines.append(("splits", ", ".join(f"{split} {count:,}" for split, count in facts["splits"].items())))
+        named = [f"{split} {count:,}" for split, count in facts["splits"].items()]
+        more = [f"and {len(named) - _SPLITS_SHOWN:,} more"] if len(named) > _SPLITS_SHOWN else []
+        lines.append(("splits", ", ".join([*named[:_SPLITS_SHOWN], *more])))
     if facts["evidence"]:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in facts["evidence"].items())
         lines.append(("evidence", f"{kinds} · type {facts['dataset_type']}"))

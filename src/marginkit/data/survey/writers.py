@@ -11,7 +11,7 @@ from marginkit.data.survey.sketches import Values
 
 _MOST_MODELS = 1_000
 _ALWAYS, _ENOUGH = 0.95, 50
-_NEARLY_ALL, _FIXED = 0.9, 0.98
+_NEARLY_ALL, _FIXED, _FEWEST = 0.9, 0.98, 20
 
 
 class Writers:
@@ -19,7 +19,8 @@ class Writers:
 
     source: same (SS) where both responses of at least 90% of the pairs are by one model, different (DS) where at most
     10% are, mixed between; unknown where models are named for under 90% of the pairs.
-    label: fixed (Fix) where the sources differ and, of every two models, the same one wins at least 98% of their pairs;
+    label: fixed (Fix) where the sources differ and, of every two models, the same one wins at least 98% of their pairs
+    (20 or more of them);
     human where there are votes or several ratings a response; RM where grades take more than 20 values and at least
     half of them are no multiples of one half (a reward model, or a judge's probabilities); unknown otherwise.
     "SS RM", "DS RM", "DS Fix" are the paper's three; "DS human" and others follow the same rule.
@@ -92,7 +93,7 @@ class Writers:
         return f"{source} {label}", f"{because}; {labelled}"
 
     def _label(self, source: str) -> tuple[str, str]:
-        if source == "DS" and self.against:
+        if source == "DS" and self.against.total() >= _FEWEST:
             steady = sum(
                 max(n, self.against[b, a]) for (a, b), n in self.against.items() if a < b or not self.against[b, a]
             )
