@@ -163,6 +163,16 @@ def test_a_run_pairs_by_dcrm(graded):
         ready(groups, resolve("mmpo_rm", words[:1] + words[2:]))
 
 
+def test_the_python_of_the_page_runs(capsys):
+    import re
+    from pathlib import Path
+
+    page = Path(__file__).parents[2] / "docs" / "selection.md"
+    [block] = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(block, page.name, "exec"), {})
+    assert "pairs not selected': 6" in capsys.readouterr().out
+
+
 def test_a_histogram_of_equal_scores_is_empty():
     import numpy as np
 
