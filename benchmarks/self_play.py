@@ -1,6 +1,7 @@
 """Does learning from one's own graded samples beat more training on old data? Two rounds in the built-in world.
 
-    python benchmarks/self_play.py --seeds 5 --out build/self_play.jsonl   # resumable: skips finished seeds
+    python benchmarks/self_play.py --seeds 3 --out build/self_play.jsonl   # resumable: skips finished seeds
+    python benchmarks/self_play.py --seeds 3 --quality high --graded 1200 --out build/self_play.jsonl  # a better judge
     python benchmarks/self_play.py --report build/self_play.jsonl          # the tables for docs/log.md
 
 One seed is one world. In it a policy is trained by SFT and a reward model by Bradley-Terry on graded data. Three arms
@@ -39,9 +40,9 @@ from marginkit.generate import sample
 from marginkit.kitchen import true_utility
 from marginkit.run import Run
 from marginkit.self_play import sample_dataset
-from marginkit.world import make_world
+from marginkit.world import QUALITIES, make_world
 
-QUALITY, SIZE = "mixed", "medium"
+SIZE = "medium"
 PROMPTS, DEMONSTRATIONS, TEST = 400, 2400, 150
 N, TEMPERATURE, TOP_P = 5, 0.8, 0.95  # what is trained on
 JUDGED = 4  # fresh answers to every test prompt, at temperature 1
@@ -57,10 +58,11 @@ MEASURES = {
 }
 
 
-def run_seed(seed: int, folder: Path) -> dict[str, Any]:
-    """Every arm in one world."""
+def run_seed(seed: int, quality: str, graded: int, folder: Path) -> dict[str, Any]:
+    """Every arm in one world: the reward model learns from all graded prompts, the policies from the first 400."""
     began = time.perf_counter()
-    world = make_world(QUALITY, prompts=PROMPTS, demonstrations=DEMONSTRATIONS, dev=1, test=TEST, seed=20_000 + seed)
+    sizes = {"prompts": graded, "demonstrations": DEMONSTRATIONS, "dev": 1, "test": TEST}
+    world = make_world(quality, **sizes, seed=20_000 + seed)
     mk.write_groups(world.demonstrations, folder / "demonstrations.jsonl")
     mk.write_groups(world.graded, folder / "graded.jsonl")
     prompts = [str(group.prompt) for group in world.graded if group.split == "test"]
@@ -82,7 +84,12 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     model = {"path": str(start.checkpoint)}
     judge = trained("bt", "reward_model", "rm", model=model, data=old | {"pairs": "all"})
     assert judge.metrics is not None
-    found: dict[str, Any] = {"seed": seed, "rm_accuracy": judge.metrics["accuracy"].value}
+    found: dict[str, Any] = {
+        "seed": seed,
+        "quality": quality,
+        "graded": graded,
+        "rm_accuracy": judge.metrics["accuracy"].value,
+    }
     base = judged(start, start, judge, prompts, seed)
     found["start"] = base
     for arm in ARMS:
@@ -90,7 +97,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
         for number in ROUNDS:
             target: dict[str, Any] = {}
             if arm == "graded":
-                data = old | {"pairs": "best_worst"} | no_tests
+                data = old | {"pairs": "best_worst", "limit": PROMPTS} | no_tests
                 target = {"target": {"gamma": world.gamma}}
             else:
                 name = f"{arm}-{number}" if arm == "loop" and number > 1 else "first"
@@ -106,6 +113,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
                     seed=number if name != "first" else 1,
                     reward=str(judge.path),
                     split="train",
+                    limit=PROMPTS,
                     batch_tokens=demo.BATCH_TOKENS,
                 )
                 data = {"train": str(made)} | no_tests
@@ -173,11 +181,19 @@ def value(cell: Mapping[str, Any], place: str, name: str) -> float:
 
 
 def report(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: every measure at every place, and what the loop gains over the others in the same world."""
+    """Markdown: every measure at every place, and what the loop gains over the others in the same worlds."""
+    kinds = sorted({(str(cell["quality"]), int(cell["graded"])) for cell in cells}, reverse=True)
+    return "\n\n".join(_report([cell for cell in cells if (cell["quality"], cell["graded"]) == kind]) for kind in kinds)
+
+
+def _report(cells: Sequence[Mapping[str, Any]]) -> str:
     places = ["start", *(f"{arm}-{number}" for arm in ARMS for number in ROUNDS)]
+    accuracy = interval([cell["rm_accuracy"] for cell in cells])
+    minutes = sum(cell["seconds"] for cell in cells) / 60
     lines = [
-        f"{len(cells)} worlds ({QUALITY}, {PROMPTS} prompts, n = {N}), {TEST} test prompts x {JUDGED} answers, "
-        f"{sum(cell['seconds'] for cell in cells) / 60:.1f} process minutes, {cells[0]['machine']}",
+        f"**{cells[0]['quality']} quality, {len(cells)} worlds.** Reward model: {cells[0]['graded']} graded prompts, "
+        f"accuracy {accuracy[0]:.3f} ± {accuracy[1]:.3f} on held-out pairs. Policies: {PROMPTS} prompts, n = {N}. "
+        f"Judged on {TEST} prompts x {JUDGED} answers. {minutes:.1f} minutes, {cells[0]['machine']}.",
         "",
         "| | " + " | ".join(places) + " |",
         "|---|" + "---|" * len(places),
@@ -193,15 +209,15 @@ def report(cells: Sequence[Mapping[str, Any]]) -> str:
             for name in ("utility", "reward")
         ]
         lines.append(f"| {ours} - {other} | " + " | ".join(f"{mean:+.2f} ± {half:.2f}" for mean, half in gaps) + " |")
-    accuracy = interval([cell["rm_accuracy"] for cell in cells])
-    lines += ["", f"Reward model on held-out graded pairs: accuracy {accuracy[0]:.3f} ± {accuracy[1]:.3f}."]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run the seeds that are missing, or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quality", default="mixed", choices=list(QUALITIES))
+    parser.add_argument("--graded", type=int, default=PROMPTS, help="graded prompts that the reward model learns from")
     parser.add_argument("--out", type=Path, default=Path("build/self_play.jsonl"))
     parser.add_argument("--report", type=Path)
     chosen = parser.parse_args()
@@ -213,11 +229,12 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    done = {cell["seed"] for cell in read_cells(chosen.out)}
+    kind = (chosen.quality, chosen.graded)
+    done = {cell["seed"] for cell in read_cells(chosen.out) if (cell["quality"], cell["graded"]) == kind}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in sorted(set(range(chosen.seeds)) - done):
         with tempfile.TemporaryDirectory() as folder:
-            cell = run_seed(seed, Path(folder))
+            cell = run_seed(seed, *kind, Path(folder))
         with chosen.out.open("a", encoding="utf-8") as sink:
             sink.write(json.dumps(cell) + "\n")
         print(f"seed {seed}: {cell['seconds']:.0f} s", file=sys.stderr)

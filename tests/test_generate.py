@@ -244,7 +244,9 @@ def test_an_adapter_is_sampled_with_its_base(policy: str, tmp_path: Path) -> Non
             nn.init.normal_(weight, std=0.2)
     model.save_pretrained(str(tmp_path / "adapter"))
     tiny.tokenizer().save_pretrained(tmp_path / "adapter")
-    model.merge_and_unload().save_pretrained(str(tmp_path / "merged"))
+    model.merge_and_unload().save_pretrained(  # type: ignore[operator]
+        str(tmp_path / "merged")
+    )
     tiny.tokenizer().save_pretrained(tmp_path / "merged")
     adapted, merged, base = (
         said(mk.sample(path, ASKED, n=3, temperature=1.0, max_new_tokens=8, overrides=CPU))

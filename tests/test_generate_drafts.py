@@ -12,10 +12,11 @@ import pytest
 
 import marginkit as mk
 import tiny
-from marginkit import generate
+from marginkit import decoding, generate
 from marginkit.drafts import Draft, DraftedResponse
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
+from marginkit.policies import open_policy
 from marginkit.records import Group, Response
 
 ASKED = Groups.from_iterable(
@@ -40,7 +41,7 @@ def test_an_interrupted_draw_goes_on(policy: str, tmp_path: Path, monkeypatch: p
     """Stopped after two batches: the same call draws the rest alone, to the same groups, and takes the draft away."""
     whole = list(mk.sample(policy, ASKED, **OPTIONS))
     draft = tmp_path / "out.draft.jsonl"
-    draw, asked = generate.draw, []
+    draw, asked = decoding.draw, []
 
     def counted(model: Any, prompts: list[list[int]], *args: Any, stop_after: int, **kwargs: Any) -> Iterator[Any]:
         for number, (members, made) in enumerate(draw(model, prompts, *args, **kwargs)):
@@ -69,9 +70,9 @@ def test_a_draft_of_something_else_is_refused(policy: str, tmp_path: Path) -> No
         with Draft(None, {}):
             pass
         found = generate.draw_samples(
-            generate.open_policy(policy, OPTIONS["overrides"]),
+            open_policy(policy, OPTIONS["overrides"]),
             ASKED[:5],
-            generate.Draws(2, 1.0, 0.95, 6, 0),
+            decoding.Draws(2, 1.0, 0.95, 6, 0),
             draft=draft,
             keep_draft=True,
         )
@@ -120,16 +121,28 @@ def test_a_draft_cut_at_any_byte_is_continued(tmp_path: Path) -> None:
         assert cut.read_bytes() == whole
 
 
+def test_two_writers_of_one_draft_are_kept_apart(tmp_path: Path) -> None:
+    """The second is refused; once the first is done, it may."""
+    with Draft(tmp_path / "draft", {"seed": 1}) as first:
+        first.add([(0, [DraftedResponse("a", True, 1)])])
+        with pytest.raises(BadInput, match="another process is writing it"):
+            Draft(tmp_path / "draft", {"seed": 1})
+        first.add([(1, [DraftedResponse("b", True, 1)])])
+    with Draft(tmp_path / "draft", {"seed": 1}) as second:
+        assert second.missing(3) == [2]
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]
+
+
 def slow_sample(policy: str, draft: str) -> None:
     """Sample one batch after the other, with a pause between them; runs in a process of its own."""
-    draw = generate.draw
+    draw = decoding.draw
 
     def slow(*args: Any, **kwargs: Any) -> Iterator[Any]:
         for found in draw(*args, **kwargs):
             yield found
             time.sleep(0.2)
 
-    generate.draw = slow
+    generate.draw = slow  # type: ignore[attr-defined]
     mk.sample(policy, ASKED, draft=draft, **OPTIONS)
 
 
@@ -145,6 +158,6 @@ def test_kill_9_loses_at_most_one_batch(policy: str, tmp_path: Path) -> None:
     assert 7 <= len(kept) < len(ASKED)
     whole = list(mk.sample(policy, ASKED, **OPTIONS))
     assert list(mk.sample(policy, ASKED, draft=draft, **OPTIONS)) == whole
+    said = {group.id: {response.text for response in group.responses} for group in whole}
     for row in kept:
-        drawn = {text for text, _, _ in row["responses"]}
-        assert {response.text for response in whole[row["prompt"]].responses} <= drawn
+        assert said.get(ASKED[row["prompt"]].id, set()) <= {text for text, _, _ in row["responses"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -115,7 +115,12 @@ def test_prompts_settings_and_answers(vllm: type[LLM], tmp_path: Path, monkeypat
     monkeypatch.setattr(vllm_engine, "PROMPTS_PER_CHUNK", 2)
     path = tiny.save(tmp_path, "llama")
     seen: list[Any] = []
-    monkeypatch.setattr("marginkit.generate.draw", lambda model, prompts, *_, **__: seen.append(prompts) or iter(()))
+
+    def nothing(model: Any, prompts: list[list[int]], *_: Any, **__: Any) -> Iterator[Any]:
+        seen.append(prompts)
+        return iter(())
+
+    monkeypatch.setattr("marginkit.generate.draw", nothing)
     with pytest.raises(BadInput):
         mk.sample(path, ASKED, n=3, overrides=["train.use_cpu=true"])
     groups = mk.sample(path, ASKED, n=3, temperature=0.7, top_p=0.9, max_new_tokens=9, engine="vllm", seed=4)
@@ -126,6 +131,7 @@ def test_prompts_settings_and_answers(vllm: type[LLM], tmp_path: Path, monkeypat
     assert (own.n, own.temperature, own.top_p, own.max_tokens, own.detokenize) == (3, 0.7, 0.9, 9, False)
     made = vllm.made[0]
     assert (made["model"], made["max_model_len"], made["generation_config"]) == (path, 256, "vllm")
+    assert made["dtype"] == "bfloat16"
     assert not made["trust_remote_code"]
     assert len(vllm.made) == 1
     decode = tiny.tokenizer().decode

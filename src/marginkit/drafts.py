@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from filelock import FileLock, Timeout
+
 from marginkit.errors import BadInput, RunFailed
 
 FORMAT = "marginkit-draft/1"
@@ -54,12 +56,17 @@ class Draft:
         self.path = None if path is None else Path(path)
         self.found: dict[int, list[DraftedResponse]] = {}
         self._sink: Any = None
+        self._lock: FileLock | None = None
         if self.path is None:
             return
+        self._claim(self.path)
         head = json.dumps({"format": FORMAT} | dict(identity), sort_keys=True, default=str)
-        whole = self._read(json.loads(head)) if self.path.is_file() else 0
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            whole = self._read(json.loads(head)) if self.path.is_file() else 0
+        except BadInput:
+            self.close()
+            raise
+        try:
             self._sink = self.path.open("r+" if whole else "w", encoding="utf-8", newline="\n")
             self._sink.seek(whole)
             self._sink.truncate()  # a last line that was cut short is drawn again
@@ -67,6 +74,17 @@ class Draft:
             raise RunFailed(f"{self.path}: {error.strerror}; name another output file") from None
         if not whole:
             self._write(head + "\n")
+
+    def _claim(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{path}.lock", timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise BadInput(f"{path}: another process is writing it; wait for it, or name another output file") from None
+        except OSError as error:
+            raise RunFailed(f"{path}: {error.strerror}; name another output file") from None
+        self._lock = lock
 
     def missing(self, count: int) -> list[int]:
         """Which of `count` prompts have no responses yet."""
@@ -97,6 +115,10 @@ class Draft:
         if self._sink is not None:
             self._sink.close()
             self._sink = None
+        if self._lock is not None:
+            self._lock.release()
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock = None
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from marginkit.config import EncodingConfig
+from marginkit.config import EncodingConfig, ModelConfig, RunConfig
 from marginkit.data import checks
 from marginkit.data.checks import RowRefused
 from marginkit.data.encoding import Encoder
@@ -38,6 +38,7 @@ ENGINES = ("transformers", "vllm")
 MOST_NEW_TOKENS = 512
 """Default of max_new_tokens, where the model has room for twice as many."""
 
+_VLLM_TYPES = {"auto": "bfloat16", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 TOO_LONG = "prompt leaves no room for max_new_tokens"
 NOTHING, ALL_SAME = "no usable response", "all responses are the same"
 
@@ -77,7 +78,7 @@ def sample(
     Prompts are put exactly as training put them; each prompt is asked once, and responses that say the same are merged.
     The draws belong to (seed, prompt): other prompts beside it, its place in the file and the number of responses do
     not matter. How rows share a batch matters through the rounding of the logits alone: in float32 where a draw falls
-    within a rounding of the border between two tokens (one in millions), in bfloat16 now and then.
+    within a rounding of the border between two tokens, which is rare; in bfloat16 now and then.
 
     Args:
         policy: a run, its directory, or any saved causal model (a folder or hub name).
@@ -108,7 +109,7 @@ def sample(
     drawn = draw_samples(
         open_policy(policy, overrides),
         prompts if isinstance(prompts, Groups) else read_prompts(prompts),
-        Draws(n, temperature, top_p, max_new_tokens or MOST_NEW_TOKENS, seed),
+        Draws(n, temperature, top_p, MOST_NEW_TOKENS if max_new_tokens is None else max_new_tokens, seed),
         shorten=max_new_tokens is None,
         with_given=with_given,
         drop_cut=drop_cut,
@@ -183,16 +184,12 @@ class _Engine:
             str(held.tokenizer or held.path), revision=held.revision, trust_remote_code=held.trust_remote_code
         )
         prepare_padding(self.tokenizer, "policy")
-        precision = choose_precision(config, PartialState(cpu=config.train.use_cpu))
-        if held.dtype is None and precision.autocast is not None:  # nothing is trained here: no master weights
-            held = held.model_copy(update={"dtype": str(precision.autocast).removeprefix("torch.")})
-        self.held = held
-        self.model: Any = None
-        if engine == "transformers":
-            self.model = load_model(held, "policy", self.tokenizer, trainable=False)
-            if held.quantization is None:
-                self.model = self.model.to(precision.device)
-        about = self.model if self.model is not None else settings_of(held)
+        if engine == "vllm":  # which must be the first to touch the device
+            self.held = held.model_copy(update={"dtype": held.dtype or _VLLM_TYPES[config.train.precision]})
+            about = settings_of(held)
+        else:
+            about = self.model = _load(config, held, self.tokenizer)
+            self.held = held
         self.limit = config.encoding.max_length or model_limit(about, self.tokenizer)
         if shorten and draws.max_new_tokens > self.limit // 2:
             draws = replace(draws, max_new_tokens=max(1, self.limit // 2))
@@ -251,8 +248,20 @@ class _Engine:
         return draw(self.model, prompts, self.draws, stop=self.stop, pad_id=pad_id, batch_tokens=self.batch_tokens)
 
     def _written(self, one: Drawn) -> DraftedResponse:
-        text = self.tokenizer.decode(one.ids, skip_special_tokens=True)
+        text = self.tokenizer.decode(one.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return DraftedResponse(text, one.ended, len(one.ids) + one.ended)
+
+
+def _load(config: RunConfig, held: ModelConfig, tokenizer: Any) -> Any:
+    """The policy on its device, in the type it computes in: nothing is trained, so there are no master weights."""
+    state = PartialState(cpu=config.train.use_cpu)
+    if state.num_processes > 1:
+        raise BadInput("sample draws in one process; for several GPUs use --engine vllm, or one --split on each")
+    precision = choose_precision(config, state)
+    if held.dtype is None and precision.autocast is not None:
+        held = held.model_copy(update={"dtype": str(precision.autocast).removeprefix("torch.")})
+    model: Any = load_model(held, "policy", tokenizer, trainable=False)
+    return model if held.quantization is not None else model.to(precision.device)
 
 
 def _encoder(config: EncodingConfig, tokenizer: Any, room: int) -> Encoder:

@@ -60,7 +60,7 @@ def open_policy(policy: Run | str | Path, overrides: Sequence[str] | Mapping[str
         raise BadInput(f"{folder}: recipe {config.recipe} trained a reward model, which writes nothing; name a policy")
     kept = {"path": trained.path, "tokenizer": None, "lora": None}
     held = config.model.model_copy(update=kept)
-    return Policy(str(folder), config, held, folder_fingerprint(str(trained.path), folder / "files.json"))
+    return Policy(str(folder), config, held, folder_fingerprint(str(trained.path)))
 
 
 def refuse_missing(name: str) -> None:

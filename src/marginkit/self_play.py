@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from marginkit.config import RunConfig, resolve, trained_model
 from marginkit.data.manifests import manifest_path, write_dataset
-from marginkit.data.pairing import make_pairs
+from marginkit.data.pairing import HOWS, make_pairs
 from marginkit.data.prompts import read_prompts
 from marginkit.decoding import Draws
 from marginkit.errors import BadInput
@@ -25,6 +25,7 @@ from marginkit.progress import progress
 from marginkit.records import Group, Response
 from marginkit.registry import resolve_options
 from marginkit.run import Run, score
+from marginkit.signals import collect_signals, policy_tokenizer
 from marginkit.store import file_fingerprint, folder_fingerprint
 
 log = logging.getLogger("marginkit")
@@ -144,7 +145,8 @@ def sample_dataset(
         reward: a run directory of a reward model, or a saved one; None leaves the responses ungraded and unpaired.
         reward_recipe: how to read a reward model that is no run.
         reward_as: see `grade_by_model`.
-        how: how graded responses are paired, see `make_pairs`; default best_worst.
+        how: how graded responses are paired, see `make_pairs`; default best_worst. dcrm asks the policy for its
+            log-probabilities.
         keep_ties: keep prompts whose pairs are all tied; else they are counted as "all ties".
         with_given: keep the given responses beside the drawn ones.
         drop_cut: leave out responses that did not end by themselves.
@@ -169,7 +171,7 @@ def sample_dataset(
         raise BadInput("how, keep_ties and reward_recipe pair what a reward model graded; name it with --reward")
     if reward_as not in _INTO:
         raise BadInput(f"reward_as={reward_as!r}: the choices are {', '.join(_INTO)}")
-    draws = Draws(n, temperature, top_p, max_new_tokens or MOST_NEW_TOKENS, seed)
+    draws = Draws(n, temperature, top_p, MOST_NEW_TOKENS if max_new_tokens is None else max_new_tokens, seed)
     found = open_policy(policy, overrides)
     settings: dict[str, Any] = {
         "policy": policy,
@@ -193,6 +195,8 @@ def sample_dataset(
     }
     if reward is not None:
         how = how or "best_worst"
+        if how not in HOWS:
+            raise BadInput(f"how={how!r}: pairs are made by {', '.join(HOWS)}")
         _check_reward(reward, reward_recipe)
         settings |= {"reward_fingerprint": _fingerprint(reward), "reward_recipe": reward_recipe}
         settings |= {"reward_as": reward_as, "how": how, "keep_ties": keep_ties}
@@ -218,10 +222,23 @@ def sample_dataset(
     if reward is not None:
         graded = grade_by_model(groups, reward, recipe=reward_recipe, into=reward_as)
         facts["graded_in"] = "logits" if any(r.utility is not None for r in graded[0].responses) else "reward units"
-        groups = make_pairs(graded, how, ties="half" if keep_ties else "drop")  # type: ignore[arg-type]
+        groups = _paired(graded, policy, how or "best_worst", found.config, keep_ties=keep_ties, seed=seed)
     manifest = write_dataset(groups, target, verb="sample", settings=settings, sources=[source], facts=facts)
     draft.unlink(missing_ok=True)
     return manifest, False
+
+
+def _paired(graded: Groups, policy: str, how: str, config: RunConfig, *, keep_ties: bool, seed: int) -> Groups:
+    """Pairs of graded responses; for dcrm with the policy's own log-probabilities and tokens."""
+    signals = collect_signals(graded, policy=policy, store=config.store.path) if how == "dcrm" else None
+    return make_pairs(
+        graded,
+        how,  # type: ignore[arg-type]
+        ties="half" if keep_ties else "drop",
+        seed=seed,
+        signals=signals,
+        tokenize=policy_tokenizer(policy) if how == "dcrm" else None,
+    )
 
 
 def _check_reward(reward: str, recipe: str | None) -> None:

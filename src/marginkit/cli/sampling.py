@@ -35,7 +35,9 @@ def sample(
     reward_as: Annotated[
         str, typer.Option(help="auto | grade | utility: auto fills the utility where rewards are logits.")
     ] = "auto",
-    how: Annotated[str | None, typer.Option(help="How pairs are made of graded responses; default best_worst.")] = None,
+    how: Annotated[
+        str | None, typer.Option(help="How graded responses are paired (see `pair`); default best_worst.")
+    ] = None,
     keep_ties: Annotated[bool, typer.Option("--keep-ties", help="Keep prompts whose pairs are all tied.")] = False,
     with_given: Annotated[
         bool, typer.Option("--with-given", help="Keep the responses that the prompts came with.")
