@@ -1,7 +1,7 @@
 """Does learning from one's own graded samples beat more training on old data? Two rounds in the built-in world.
 
     python benchmarks/self_play.py --seeds 3 --out build/self_play.jsonl   # resumable: skips finished seeds
-    python benchmarks/self_play.py --seeds 3 --quality high --graded 1200 --out build/self_play.jsonl  # a better judge
+    python benchmarks/self_play.py --demonstrations 2400 --graded 400 --out build/self_play.jsonl      # weaker models
     python benchmarks/self_play.py --report build/self_play.jsonl          # the tables for docs/log.md
 
 One seed is one world. In it a policy is trained by SFT and a reward model by Bradley-Terry on graded data. Three arms
@@ -13,8 +13,8 @@ same prompts, for the same optimizer steps, from the model of the round before, 
 - loop: samples of the policy of the round before, graded by the reward model.
 
 After each round fresh answers to held-out prompts are judged by the world itself (true utility) and by the reward
-model. Reward up and utility not: that is the reward model being exploited. The settings are those of `marginkit.demo`,
-and were fixed before the first run.
+model. Reward up and utility not: that is the reward model being exploited. Training settings, world and sizes are those
+of `marginkit.demo`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ from marginkit.self_play import sample_dataset
 from marginkit.world import QUALITIES, make_world
 
 SIZE = "medium"
-PROMPTS, DEMONSTRATIONS, TEST = 400, 2400, 150
+PROMPTS, TEST = 400, 150
 N, TEMPERATURE, TOP_P = 5, 0.8, 0.95  # what is trained on
 JUDGED = 4  # fresh answers to every test prompt, at temperature 1
 ROUNDS = (1, 2)
+KIND = ("quality", "graded", "demonstrations")
 ARMS = ("graded", "once", "loop")
 MEASURES = {
     "utility": "true utility of fresh answers (logits)",
@@ -58,10 +59,10 @@ MEASURES = {
 }
 
 
-def run_seed(seed: int, quality: str, graded: int, folder: Path) -> dict[str, Any]:
+def run_seed(seed: int, quality: str, graded: int, demonstrations: int, folder: Path) -> dict[str, Any]:
     """Every arm in one world: the reward model learns from all graded prompts, the policies from the first 400."""
     began = time.perf_counter()
-    sizes = {"prompts": graded, "demonstrations": DEMONSTRATIONS, "dev": 1, "test": TEST}
+    sizes = {"prompts": graded, "demonstrations": demonstrations, "dev": 1, "test": TEST}
     world = make_world(quality, **sizes, seed=20_000 + seed)
     mk.write_groups(world.demonstrations, folder / "demonstrations.jsonl")
     mk.write_groups(world.graded, folder / "graded.jsonl")
@@ -88,6 +89,7 @@ def run_seed(seed: int, quality: str, graded: int, folder: Path) -> dict[str, An
         "seed": seed,
         "quality": quality,
         "graded": graded,
+        "demonstrations": demonstrations,
         "rm_accuracy": judge.metrics["accuracy"].value,
     }
     base = judged(start, start, judge, prompts, seed)
@@ -182,8 +184,13 @@ def value(cell: Mapping[str, Any], place: str, name: str) -> float:
 
 def report(cells: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: every measure at every place, and what the loop gains over the others in the same worlds."""
-    kinds = sorted({(str(cell["quality"]), int(cell["graded"])) for cell in cells}, reverse=True)
-    return "\n\n".join(_report([cell for cell in cells if (cell["quality"], cell["graded"]) == kind]) for kind in kinds)
+    kinds = list(dict.fromkeys(kind_of(cell) for cell in cells))
+    return "\n\n".join(_report([cell for cell in cells if kind_of(cell) == kind]) for kind in kinds)
+
+
+def kind_of(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a cell has in common with those of other seeds."""
+    return tuple(cell[name] for name in KIND)
 
 
 def _report(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -191,7 +198,8 @@ def _report(cells: Sequence[Mapping[str, Any]]) -> str:
     accuracy = interval([cell["rm_accuracy"] for cell in cells])
     minutes = sum(cell["seconds"] for cell in cells) / 60
     lines = [
-        f"**{cells[0]['quality']} quality, {len(cells)} worlds.** Reward model: {cells[0]['graded']} graded prompts, "
+        f"**{cells[0]['quality']} quality, {len(cells)} worlds.** SFT: {cells[0]['demonstrations']} demonstrations. "
+        f"Reward model: {cells[0]['graded']} graded prompts, "
         f"accuracy {accuracy[0]:.3f} ± {accuracy[1]:.3f} on held-out pairs. Policies: {PROMPTS} prompts, n = {N}. "
         f"Judged on {TEST} prompts x {JUDGED} answers. {minutes:.1f} minutes, {cells[0]['machine']}.",
         "",
@@ -217,7 +225,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quality", default="mixed", choices=list(QUALITIES))
-    parser.add_argument("--graded", type=int, default=PROMPTS, help="graded prompts that the reward model learns from")
+    parser.add_argument("--graded", type=int, default=600, help="graded prompts that the reward model learns from")
+    parser.add_argument("--demonstrations", type=int, default=4800, help="what the first policy learns from")
     parser.add_argument("--out", type=Path, default=Path("build/self_play.jsonl"))
     parser.add_argument("--report", type=Path)
     chosen = parser.parse_args()
@@ -229,8 +238,8 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    kind = (chosen.quality, chosen.graded)
-    done = {cell["seed"] for cell in read_cells(chosen.out) if (cell["quality"], cell["graded"]) == kind}
+    kind = tuple(getattr(chosen, name) for name in KIND)
+    done = {cell["seed"] for cell in read_cells(chosen.out) if kind_of(cell) == kind}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in sorted(set(range(chosen.seeds)) - done):
         with tempfile.TemporaryDirectory() as folder:
