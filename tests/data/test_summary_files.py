@@ -1,25 +1,26 @@
 """The survey of real files, where they are: the figures that their own page states."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from marginkit.data.checks import Findings
 from marginkit.data.sources import read_groups
 from marginkit.data.summary import Survey, summarise
-from marginkit.groups import Groups
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
-def said(survey: Survey, topic: str) -> list[tuple[str, str]]:
-    return [(remark.level, remark.says) for remark in survey.remarks if remark.topic == topic]
-
-
-def real(name: str) -> tuple[Groups, Findings]:
+@cache
+def surveyed(name: str) -> Survey:
+    """The survey of one file, made once for all tests."""
     if not (SHARED / f"{name}.jsonl").is_file():
         pytest.skip(f"{name}.jsonl is not on this machine")
-    return read_groups(SHARED / f"{name}.jsonl")
+    return summarise(read_groups(SHARED / f"{name}.jsonl")[0])
+
+
+def said(survey: Survey, topic: str) -> list[tuple[str, str]]:
+    return [(remark.level, remark.says) for remark in survey.remarks if remark.topic == topic]
 
 
 @pytest.mark.parametrize(
@@ -40,14 +41,14 @@ def real(name: str) -> tuple[Groups, Findings]:
 )
 def test_length_and_ties_of_real_files(name: str, longer: float, ties: int | None) -> None:
     """The shares of their page, to its two digits and one more for what the reader left out."""
-    facts = summarise(real(name)[0]).facts
+    facts = surveyed(name).facts
     assert facts["longer_wins"] == pytest.approx(longer, abs=0.011)
     assert ties is None or facts["ties"] == ties
 
 
 def test_benchmarks_that_share_prompts() -> None:
     """38 of the 80 EvalBiasBench prompts are LLMBar prompts; each file is recognised as itself."""
-    survey = summarise(real("eval_biasbench")[0])
+    survey = surveyed("eval_biasbench")
     assert survey.facts["known_benchmarks"]["LLMBar"]["prompts"] == 38
     assert survey.facts["known_benchmarks"]["EvalBiasBench"]["rows"] == 80
     assert ("note", "nearly every prompt is one of EvalBiasBench") in said(survey, "benchmarks")
@@ -55,12 +56,12 @@ def test_benchmarks_that_share_prompts() -> None:
 
 def test_the_winner_of_every_pair_is_found_out() -> None:
     """Human solutions of GSM8K never lose: a source that a model can recognise."""
-    survey = summarise(real("gsm8k_solutions_graded")[0])
+    survey = surveyed("gsm8k_solutions_graded")
     assert any("human_ground_truth wins 100%" in says for _, says in said(survey, "sources"))
 
 
 def test_judge_probabilities_saturate() -> None:
     """Most of the judge's grades in AlpacaEval are beyond .01/.99."""
-    found = summarise(real("alpacaeval_graded")[0]).facts["saturation"]["grades_as_probabilities"]
+    found = surveyed("alpacaeval_graded").facts["saturation"]["grades_as_probabilities"]
     assert found["beyond_.01"] > 0.7
     assert found["beyond_.001"] > 0.6

@@ -63,6 +63,7 @@ def check(
     from marginkit.data.sources import read_groups
     from marginkit.data.summary import summarise
     from marginkit.data.survey.cleaning import check_removals
+    from marginkit.data.survey.tokens import ENCODED
     from marginkit.progress import progress
 
     removals = check_removals([name for name in (drop or "").split(",") if name])
@@ -85,7 +86,8 @@ def check(
     for name in against or []:
         with progress(None, f"read {Path(name).name}") as bar:
             others[name], _ = read_groups(name, contradiction="keep", progress=bar.to)
-    with progress(len(groups), "survey") as bar:
+    encoded = 0 if tokenizer is None else min(len(groups), ENCODED)
+    with progress(len(groups) + encoded, "survey") as bar:
         survey = summarise(
             groups,
             findings=found,

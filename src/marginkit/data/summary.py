@@ -106,7 +106,7 @@ def summarise(
         tokenizer: a transformers tokenizer; adds what depends on tokens.
         max_length: prompt + response tokens; the tokenizer's own limit if None.
         chat_template: a file, `chatml`, or None for the tokenizer's own.
-        progress: called now and then with the number of groups done since.
+        progress: called now and then with the number of groups done since; those that are encoded count again.
 
     Returns:
         The survey. Among its facts: `groups, responses, pairs, ties, evidence, grades, gamma_for_75_percent` (logits
@@ -134,7 +134,7 @@ def summarise(
             progress(_ROWS_PER_PROGRESS)
     reports = [topic.report() for topic in topics]
     if tokenizer is not None:
-        reports.append(Tokens(tokenizer, max_length, chat_template).survey(groups))
+        reports.append(Tokens(tokenizer, max_length, chat_template).survey(groups, progress))
     return _together(reports, [] if findings is None else about_reading(findings))
 
 

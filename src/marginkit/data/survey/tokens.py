@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from marginkit.data.encoded import EncodedGroup
@@ -44,13 +45,13 @@ class Tokens:
         self.over_groups = self.over = self.identical = self.special = self.two_starts = 0
         self.worst = Worst()
 
-    def survey(self, groups: Groups) -> Report:
+    def survey(self, groups: Groups, progress: Callable[[int], None] | None = None) -> Report:
         """Encode the groups (evenly sampled beyond 20,000) and say what came of it."""
         step = -(-len(groups) // ENCODED) or 1
         sample = groups[::step] if step > 1 else groups
         try:
             encoder = self._encoder("common_prefix")
-            encoded, made = encoder.encode(sample)
+            encoded, made = encoder.encode(sample, progress)
         except BadInput as error:
             return Report({"tokens": {"refused": str(error)}}, [Remark("tokens", "problem", *_in_two(str(error)))])
         special = frozenset(self.tokenizer.all_special_ids)
