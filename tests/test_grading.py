@@ -141,6 +141,16 @@ def test_raters_who_rated_both_are_compared_with_themselves():
     assert apart.report["fitted"]["pairs by rater's differences"] == 0
 
 
+def test_differences_of_shared_raters_are_shrunk_by_twice_the_spread_of_grades():
+    """By hand: s2 = 2.5, t2 = 2 - 2.5 / 2 = .75; differences 1 and 3: variance 2, weight 2 * 1.5 / (2 * 1.5 + 2)."""
+    from scipy.stats import norm
+
+    groups = one(rated("x", ("a", 3.0), ("b", 6.0)), rated("y", ("a", 2.0), ("b", 3.0)))
+    made = grade_and_report(groups, "raters")
+    assert made.report["fitted"]["noise"]["t2"] == pytest.approx(0.75)
+    assert made.groups[0].pairs[0].prob == pytest.approx(norm.cdf(0.6 * 2 / math.sqrt(1.5 * 0.4)))
+
+
 # -- Votes and rankings
 
 
