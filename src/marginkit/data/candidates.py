@@ -77,7 +77,7 @@ class Candidates:
 _WAYS: Mapping[str, str] = {
     "logp": "the log-probabilities of a policy: name it with --policy RUN, MODEL or score tables",
     "ref_logp": "the log-probabilities of two policies: --policy the tuned one and --reference the one before",
-    "bare_logp": "the log-probabilities without the prompt: --policy RUN or MODEL computes them, score tables have none",
+    "bare_logp": "the log-probabilities without the prompt: --policy RUN or MODEL computes them, tables have none",
     "length": "the lengths in tokens: name the policy with --policy RUN, MODEL or score tables",
 }
 
@@ -104,8 +104,8 @@ class Scored:
 def candidates_of(groups: Groups, signals: Signals, *, seed: int = 0, tokenize: Tokenize | None = None) -> Candidates:
     """All pairs of the groups.
 
-    The explicit margin is the difference of the rewards in `signals`. Where these are the data's own and the data speaks
-    of pairs (strengths, gaps, probabilities), it is the kind of evidence that most pairs carry: grade gap or strength,
+    The explicit margin is the difference of the rewards in `signals`. Where these are the data's own and it speaks of
+    pairs (strengths, gaps, probabilities), it is the kind of evidence that most pairs carry: grade gap or strength,
     target gap, log-odds of the probability (clipped to 1% ... 99%), in this order where equally many do.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,23 +77,24 @@ def dcrm_pairs(
                 place = None if places is None else tuple(places[rows].tolist())
                 yield Job(own, tuple(reward[rows].tolist()), place, tokenize is None, strong, weak)
 
-    def paired() -> Iterator[Group]:
+    def paired() -> Iterator[tuple[Pair, ...] | None]:
         found = best_pairs(jobs(), wanted, scale, workers=workers)
-        for number, (group, best) in enumerate(zip(groups, found, strict=True)):
+        for number, best in enumerate(found):
             if progress is not None:
                 progress(1)
             if best is None or (best.dcrm < 0 and not wanted.keep_negative):
                 rows = signals.rows(number)
                 known = reward[rows] if places is None else np.where(np.isnan(places[rows]), np.nan, reward[rows])
                 dropped[_why_not(known)] += 1
+                yield None
                 continue
             kept.append(best)
             gap = best.gap if signals.external else None
-            yield replace(group, pairs=(Pair(best.chosen, best.rejected, target_gap=gap),))
+            yield (Pair(best.chosen, best.rejected, target_gap=gap),)
 
-    made = Paired.from_iterable(paired())
-    assert isinstance(made, Paired)
-    made.dropped = {reason: count for reason, count in dropped.items() if count}
+    whole = groups.with_pairs(paired())
+    counted = {reason: count for reason, count in dropped.items() if count}
+    made = Paired(whole._table, counted, whole._keep)
     made.facts = _facts(kept, wanted, scale, tokenize is None)
     return made
 

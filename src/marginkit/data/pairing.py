@@ -97,7 +97,7 @@ def make_pairs(
     checked(how, _no_options, options or {})
     dropped = Counter(groups.dropped)
 
-    def paired() -> Iterator[Group]:
+    def paired() -> Iterator[Sequence[Pair] | None]:
         for number, group in enumerate(groups):
             rewards = None
             if signals is not None and signals.external:
@@ -108,10 +108,11 @@ def make_pairs(
             dropped["pairs without evidence"] += bare
             kept = [pair for pair in found if ties != "drop" or not pair.tie]
             if not kept and keep_unpaired:
-                yield replace(group, pairs=())
+                yield ()
                 continue
             if not kept:
                 dropped[ONE_RESPONSE if len(group.responses) < 2 else ALL_TIES if found else NO_EVIDENCE] += 1
+                yield None
                 continue
             dropped["pairs tied"] += len(found) - len(kept)
             if ties == "label":
@@ -120,9 +121,9 @@ def make_pairs(
                 dropped["pairs over max_pairs"] += len(kept) - max_pairs
                 drawn = random.Random(f"{seed}\0{group.id}").sample(range(len(kept)), max_pairs)
                 kept = [kept[position] for position in sorted(drawn)]
-            yield replace(group, pairs=tuple(kept))
+            yield kept
 
-    made = Groups.from_iterable(paired())
+    made = groups.with_pairs(paired())
     made.dropped = {reason: count for reason, count in dropped.items() if count}
     return made
 
@@ -144,9 +145,7 @@ def _no_options(groups: Groups) -> None:
 
 def _with_unpaired(groups: Groups, paired: Groups) -> Groups:
     by_id = {group.id: group.pairs for group in paired}
-    made = groups.map(lambda group: replace(group, pairs=by_id.get(group.id, ())))
-    made.dropped = dict(groups.dropped)
-    return made
+    return groups.with_pairs(by_id.get(name, ()) for name in groups.column("id"))
 
 
 def _found(group: Group, how: How, rewards: Sequence[float] | None, seed: int) -> Found:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from marginkit.data.selection_facts import facts_of
 from marginkit.data.signals import Signals
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
-from marginkit.records import Group
+from marginkit.records import Pair
 
 METHODS: Mapping[str, Callable[..., Scored]] = {
     "random": by_chance,
@@ -124,9 +123,8 @@ def select(
     counts.update({reason: int(mask.sum()) for reason, mask in refused.items()})
     counts[NO_SCORE] += int(bare.sum())
     counts[NOT_SELECTED] += int((~kept & ~any_refused & ~bare).sum())
-    made = Selected.from_iterable(_kept_groups(groups, candidates, kept, scored, counts))
-    assert isinstance(made, Selected)
-    made.dropped = {reason: count for reason, count in counts.items() if count}
+    rest = groups.with_pairs(_kept_pairs(groups, candidates, kept, scored, counts))
+    made = Selected(rest._table, {reason: count for reason, count in counts.items() if count}, rest._keep)
     made.scores, made.kept = scored.score, kept
     settings = {"how": how, "top": top, "seed": seed, "options": options_of(how) | given}
     made.facts = facts_of(candidates, scored, kept, wanted) | settings
@@ -175,17 +173,15 @@ def _taker(how: str) -> Callable[..., Any]:
     return DcrmOptions if how == "dcrm" else METHODS[how]
 
 
-def _kept_groups(
+def _kept_pairs(
     groups: Groups, candidates: Candidates, kept: Mask, scored: Scored, counts: Counter[str]
-) -> Iterator[Group]:
+) -> Iterator[list[Pair] | None]:
     changed = scored.changed or {}
     by_group: dict[int, list[int]] = {}
     numbers: Indices = np.flatnonzero(kept)
     for at in numbers.tolist():
         by_group.setdefault(int(candidates.group[at]), []).append(at)
-    for number, group in enumerate(groups):
+    for number in range(len(groups)):
         own = by_group.get(number)
-        if own is None:
-            counts[NO_PAIR_LEFT] += 1
-            continue
-        yield replace(group, pairs=tuple(changed.get(at, candidates.pairs[at]) for at in own))
+        counts[NO_PAIR_LEFT] += own is None
+        yield None if own is None else [changed.get(at, candidates.pairs[at]) for at in own]
