@@ -44,7 +44,7 @@ def test_a_file_in_yaml(tmp_path):
     groups, findings = read_groups(tmp_path / "a.jsonl", mapping=tmp_path / "map.yaml")
     assert (groups[0].prompt, texts(groups[0])) == ("Name a fruit.", ["Apple.", "Carrot."])
     assert [response.grade for response in groups[0].responses] == [5.0, 2.0]
-    assert (groups[0].subset, findings.dialect) == ("L", "mapping")
+    assert (groups[0].subset, findings.dialect, findings.notes) == ("L", "mapping", [])
     assert findings.recognised == f"mapping: as {tmp_path / 'map.yaml'} says"
 
 
@@ -103,6 +103,34 @@ def test_parallel_lists_and_separate_columns():
     columns = [{"q": "?", "a": "x", "ra": 4, "b": "y", "rb": 2, "c": None, "rc": None}]
     given = {"prompt": "q", "responses": [{"text": letter, "score": f"r{letter}"} for letter in "abc"]}
     assert [response.grade for response in read(columns, given)[0][0].responses] == [4.0, 2.0]
+
+
+def test_columns_that_a_mapping_leaves_are_named():
+    row = {"q": {"text": "?", "lang": "en"}, "as": [{"body": "x"}], "by.name": "m", "by": 1, "when": 2}
+    given = {"prompt": "q.text", "source": "by.name", "responses": {"from": "as", "text": "body"}}
+    assert read([row], given)[1].notes == ["columns not read: when"]
+
+
+def test_the_command_and_the_configuration_take_a_mapping(tmp_path):
+    from typer.testing import CliRunner
+
+    from marginkit.cli import app
+    from marginkit.config import resolve
+    from marginkit.preparing import read_source
+
+    (tmp_path / "map.yaml").write_text(
+        "prompt: q.text\nresponse_a: left.answer\nresponse_b: right.answer\nwinner: {from: verdict, a: L, b: R}\n"
+    )
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROW) + "\n")
+    said = CliRunner().invoke(
+        app, ["check", str(tmp_path / "a.jsonl"), "--mapping", str(tmp_path / "map.yaml"), "--json"]
+    )
+    told = json.loads(said.stdout)
+    assert (told["dialect"], told["kept"]) == ("mapping", 1)
+    assert told["recognised"] == f"mapping: as {tmp_path / 'map.yaml'} says"
+    config = resolve("bt", ["model.path=fresh", f"data.mapping={tmp_path / 'map.yaml'}"])
+    groups, _ = read_source(config, [str(tmp_path / "a.jsonl")])
+    assert texts(groups[0]) == ["Apple.", "Carrot."]
 
 
 def test_one_response_a_row_is_gathered():

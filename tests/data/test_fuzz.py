@@ -30,6 +30,19 @@ LAYOUTS = [
     [{"format": "marginkit/1", "id": str(n), "prompt": f"p{n}", "responses": [{"turns": "x", "aspects": {"a": 1}}]}
      for n in range(2)],
 ]  # fmt: skip
+MAPPED = [
+    (
+        [{"q": {"t": "p"}, "as": [{"body": "x", "rank": 1, "flow": 2}, {"body": "y", "rank": "2"}]}],
+        {"prompt": "q.t", "responses": {"from": "as", "text": "body", "score": "-rank", "aspects": {"flow": "flow"}}},
+    ),
+    (
+        [{"q": "p", "l": "x", "r": ["y"], "w": "L", "s": -2.5}],
+        {"prompt": "q", "response_a": "l", "response_b": "r.0", "winner": {"from": "w", "a": "L", "b": ["R", 2]},
+         "preference": "-s"},
+    ),
+    ([{"q": "p", "as": ["x", "y"], "rs": [1, 2]}], {"prompt": "q", "responses": {"text": "as", "score": "rs"}}),
+    ([{"q": "p", "a": "x", "r": 1}], {"prompt": "q", "responses": {"text": "a", "score": "r"}, "gather": "q"}),
+]  # fmt: skip
 QUICK, ALL = 1_500, 10_000
 LIMITS = {"text": 2_000, "line": 20_000}
 SECONDS = 10
@@ -102,8 +115,7 @@ def change(row, draw):
         holder[key] = repr(holder[key])[:3_000]
 
 
-def changed_rows(draw):
-    layout = draw.choice(LAYOUTS)
+def changed_rows(draw, layout):
     rows = [json.loads(json.dumps(draw.choice(layout))) for _ in range(draw.randint(1, 5))]
     for number, row in enumerate(rows):
         if draw.random() < 0.5:  # else equal rows are refused as repetitions
@@ -175,8 +187,10 @@ def write_case(folder, rows, draw):
 def run_case(number, folder):
     """Read one case; what must hold of it is asserted. Returns whether it was read, or refused as a whole."""
     draw = random.Random(number)
-    rows = changed_rows(draw)
+    layout, mapping = draw.choice(MAPPED) if draw.random() < 0.1 else (draw.choice(LAYOUTS), None)
+    rows = changed_rows(draw, layout)
     options = {
+        "mapping": mapping,
         "contradiction": draw.choice(["drop", "keep", "trust_label", "trust_grade"]),
         "ties": draw.choice(["half", "label", "drop"]),
         "contradiction_limit": 1.0,
@@ -264,7 +278,7 @@ def test_a_wide_encoding_is_named(tmp_path, encoding, name, kind):
 
 def test_an_over_long_text_is_refused_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(checks, "TEXT_LIMIT", 10)
-    rows = [GOOD, GOOD | {"chosen": "x" * 11}, GOOD | {"prompt": [{"role": "user", "content": [
+    rows = [GOOD | {"chosen": "x" * 10}, GOOD | {"chosen": "x" * 11}, GOOD | {"prompt": [{"role": "user", "content": [
         {"type": "text", "text": "123456"}, {"type": "text", "text": "789012"}]}]}]  # fmt: skip
     _, findings = read_groups(rows)
     assert [str(finding) for finding in findings.items] == [
@@ -279,13 +293,15 @@ def test_an_over_long_line_is_skipped_without_being_held(monkeypatch, tmp_path):
     monkeypatch.setattr(files, "LINE_LIMIT", 100)
     exact = json.dumps(GOOD | {"id": "x" * (100 - len(json.dumps(GOOD | {"id": ""})))})
     assert len(exact) == 100
-    lines = [json.dumps(GOOD | {"prompt": "first"}), "x" * 3_000_000, exact, "y" * 101]
+    last = exact.replace('"chosen": "x"', '"chosen": "z"')
+    lines = ["\ufeff" + "w" * 98, json.dumps(GOOD | {"prompt": "first"}), "x" * 3_000_000, exact, "y" * 101, last]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     groups, findings = read_groups(tmp_path / "a.jsonl")
-    assert [group.prompt for group in groups] == ["first", "p"]
-    assert [str(finding) for finding in findings.items] == [
-        f"a.jsonl:{n}: the line has more than 100 bytes; write one row a line; is it a .json file?" for n in (2, 4)
+    assert [(group.prompt, group.responses[0].text) for group in groups] == [("first", "x"), ("p", "x"), ("p", "z")]
+    assert [str(finding) for finding in findings.items if finding.reason == "over-long line"] == [
+        f"a.jsonl:{n}: the line has more than 100 bytes; write one row a line; is it a .json file?" for n in (1, 3, 5)
     ]
+    assert findings.warned == {"duplicate id": 1}
 
 
 def test_characters_that_are_none():

@@ -80,6 +80,7 @@ def read_mapping(source: str | Path | Mapping[str, Any], rows: Sequence[Row]) ->
         "mapping",
         "multi-response" if form == "responses" else "pair",
         (),
+        reads=tuple(_heads(given)),
         translate=lambda row, rules: makers[form](row, given),
         key=None if gather is None else lambda row: held({"key": pick(row, gather)}, "key"),
     )
@@ -223,6 +224,17 @@ def _paths(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             yield "winner.from", value["from"]
         elif key != "responses":
             yield key, value
+
+
+def _heads(given: Mapping[str, Any]) -> set[str]:
+    """The columns that a mapping reads, by the whole path or by its first part."""
+    described = given.get("responses", [])
+    entries = described if isinstance(described, list) else [described]
+    lists = [entry for entry in entries if "from" in entry]
+    paths = [path for _, path in _paths(given)] + [entry["from"] for entry in lists]
+    paths += [path for entry in entries if "from" not in entry for _, path in _paths(entry)]
+    bare = [path.removeprefix("-") for path in paths]
+    return {*bare, *(path.partition(".")[0] for path in bare)}
 
 
 def _check_paths(given: Mapping[str, Any], rows: Sequence[Any], where: str) -> None:
