@@ -142,7 +142,7 @@ def test_what_cannot_be_used_is_counted() -> None:
     groups, facts = generate._grouped(asked, found, "me", drop_cut=False)
     assert said(groups) == {"g0": ["a", "b", "c"], "g3": ["a", "b"]}
     assert groups.dropped == {
-        "all responses are the same": 2,
+        "fewer than two different responses": 2,
         "no usable response": 1,
         "prompt leaves no room for max_new_tokens": 1,
     }
@@ -161,8 +161,8 @@ def test_what_cannot_be_used_is_counted() -> None:
 
 
 def test_prompts_of_one_answer_are_left_out(policy: str) -> None:
-    """At a temperature near 0 all responses are the same; where no prompt is left, that is said."""
-    with pytest.raises(BadInput, match=r"no prompt has a usable answer \(all responses are the same: 6\)"):
+    """At a temperature near 0 all say the same; where no prompt is left, that is said."""
+    with pytest.raises(BadInput, match=r"no prompt has a usable answer \(fewer than two different responses: 6\)"):
         mk.sample(policy, ASKED, n=3, temperature=1e-4, max_new_tokens=6, overrides=CPU)
     greedy = mk.sample(policy, ASKED, n=1, temperature=0.0, max_new_tokens=6, overrides=CPU)
     assert len(greedy) == 6

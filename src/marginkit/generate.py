@@ -40,7 +40,7 @@ MOST_NEW_TOKENS = 512
 
 _VLLM_TYPES = {"auto": "bfloat16", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 TOO_LONG = "prompt leaves no room for max_new_tokens"
-NOTHING, ALL_SAME = "no usable response", "all responses are the same"
+NOTHING, TOO_FEW = "no usable response", "fewer than two different responses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,8 @@ def sample(
 
     Returns:
         Groups of different responses, ungraded. `dropped` counts the prompts left out: "repeated prompt", "prompt
-        leaves no room for max_new_tokens", "no usable response" (all empty or cut), "all responses are the same" (of
-        several).
+        leaves no room for max_new_tokens", "no usable response" (all empty or cut), "fewer than two different
+        responses" (of several).
 
     Raises:
         BadInput: no such policy or prompts, a value out of range, a chat without a template.
@@ -190,7 +190,8 @@ class _Engine:
         else:
             about = self.model = _load(config, held, self.tokenizer)
             self.held = held
-        self.limit = config.encoding.max_length or model_limit(about, self.tokenizer)
+        most = model_limit(about, self.tokenizer)
+        self.limit = min(config.encoding.max_length or most, most)
         if shorten and draws.max_new_tokens > self.limit // 2:
             draws = replace(draws, max_new_tokens=max(1, self.limit // 2))
         self.draws, self.encoding = draws, config.encoding
@@ -296,7 +297,7 @@ def _grouped(
             responses = merge_same([*group.responses, *(_as_response(group, one.text, name) for one in usable)])
             facts["merged"] += len(group.responses) + len(usable) - len(responses)
             if not usable or (len(responses) == 1 and len(drawn) > 1):
-                dropped[ALL_SAME if usable else NOTHING] += 1
+                dropped[TOO_FEW if usable else NOTHING] += 1
                 continue
             cut = {one.text for one in usable if not one.ended}
             if cut:
