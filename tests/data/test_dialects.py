@@ -533,6 +533,13 @@ def test_a_tree_of_messages():
     assert findings.dropped == {"deleted message": 1, "no answers": 2}
 
 
+def test_a_leaf_of_a_tree_breaks_no_rule():
+    rows = [message("q", None, "prompter"), message("a", "q", rank=0.0), message("s", "a", "prompter")]
+    assert read(rows, strict=True)[1].dropped == {"no answers": 1}
+    with pytest.raises(BadInput, match=r"1 of 4 rows break a rule \(strict\)"):
+        read([*rows, message("b", "q", rank="best")], strict=True)
+
+
 def test_the_same_tree_in_one_row():
     reply = {"message_id": "a", "text": "Apple.", "role": "assistant", "rank": 0,
              "labels": {"quality": {"value": 0.75, "count": 3}}, "replies": []}  # fmt: skip

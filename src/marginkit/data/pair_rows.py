@@ -122,13 +122,19 @@ def _settle(pair: Pair, chosen: Response, rejected: Response, rules: Rules) -> t
     return pair, chosen, rejected
 
 
+_FIELDS = {
+    side: (f"score_{side}", f"ratings_{side}", f"aspects_{side}", f"{side}_model") for side in ("chosen", "rejected")
+}
+
+
 def _response(row: Row, said: Content, side: str) -> Response:
+    score, ratings, aspects, model = _FIELDS[side]
     return Response(
         said,
-        grade=checks.number(row.get(f"score_{side}"), f"score_{side}"),
-        ratings=ratings_of(row.get(f"ratings_{side}"), f"ratings_{side}"),
-        aspects=aspects_of(row.get(f"aspects_{side}"), f"aspects_{side}"),
-        model=label(row.get(f"{side}_model")),
+        grade=checks.number(row.get(score), score),
+        ratings=ratings_of(row.get(ratings), ratings),
+        aspects=aspects_of(row.get(aspects), aspects),
+        model=label(row.get(model)),
     )
 
 

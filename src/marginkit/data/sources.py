@@ -21,6 +21,7 @@ from marginkit.groups import Groups
 from marginkit.records import Group
 
 _ROWS_TO_DETECT = 50
+_NO_RULE_BROKEN = ("tie", "no answers", "deleted message")  # ties that are asked to be dropped, leaves of trees
 
 Source = str | Path | Iterable[Any]
 
@@ -99,7 +100,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _refuse_too_many(findings: Findings, contradiction_limit: float, strict: bool) -> None:
-    broken = {reason: count for reason, count in findings.dropped.items() if reason != "tie"}
+    broken = {reason: count for reason, count in findings.dropped.items() if reason not in _NO_RULE_BROKEN}
     if strict and broken:
         first = next(finding for finding in findings.items if finding.reason in broken and finding.severity == "drop")
         raise BadInput(f"{sum(broken.values())} of {findings.read} rows break a rule (strict), the first: {first}")
