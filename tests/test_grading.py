@@ -404,6 +404,45 @@ def test_a_way_that_writes_its_evidence_itself(monkeypatch):
         grade_and_report(one(*graded(1.0, 2.0)), "mine", debias=["length"])
 
 
+def test_gamma_auto_is_what_the_evidence_speaks_for():
+    """Raters of the built-in world, who say how many logits a grade is worth."""
+    from marginkit.world import make_world
+
+    groups = make_world("high", prompts=60, demonstrations=1, dev=1, test=1).graded
+    made = grade_and_report(groups, "ratings", options={"gamma": "auto"})
+    gamma = made.report["options"]["gamma"]
+    assert 0.3 < gamma < 3
+    assert "from the agreement of raters" in made.report["fitted"]["gamma from"]
+    grades = [response.grade for group in groups for response in group.responses]
+    assert utilities(made.groups) == pytest.approx([gamma * grade for grade in grades])
+    with pytest.raises(BadInput, match="gamma=auto is chosen per grade"):
+        mk.grade(groups, "ratings", gamma="auto", map="zscore")
+
+
+@pytest.mark.parametrize(
+    ("how", "options", "debias"),
+    [
+        ("ratings", {"gamma": "much"}, []),
+        ("ratings", {"gamma": True}, []),
+        ("raters", {"gamma": [1]}, []),
+        ("ratings", {"gamma": -1.0}, []),
+        ("ratings", {"gamma": 1.0, "weights": 5}, []),
+        ("ratings", {"gamma": 1.0, "weights": {"a": "b"}}, []),
+        ("ratings", {"gamma": 1.0, "map": 3}, []),
+        ("ratings", {"gamma": 1.0, "by": "model"}, []),
+        ("raters", {"prior": "none"}, []),
+        ("raters", {}, ["length_tanh:phi=much"]),
+        ("ranks", {"l2": "much"}, []),
+        ("ranks", {"evidence": "elo"}, []),
+        ("judge_probs", {"clip": 2}, []),
+    ],
+)
+def test_an_option_out_of_range_or_of_another_kind_is_bad_input(how, options, debias):
+    groups = one(rated("x", 0.5, 0.25), rated("longer", 0.25, 0.0))
+    with pytest.raises(BadInput):
+        grade_and_report(groups, how, options=options, debias=debias)
+
+
 def test_unknown_ways_options_and_biases_are_named():
     groups = one(*graded(1.0, 2.0))
     with pytest.raises(BadInput, match="how='rating': the ways to grade are votes, ratings"):

@@ -70,16 +70,8 @@ ALLOWED["speed"] = set()
 ALLOWED["steps"] = {"batching", "data.encoded"}
 ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "cost", "metering", "neighbours", "passes", "speed", "steps"}
 ALLOWED["memory"] = MODELS_AND_DATA | {"scoring"}
-ALLOWED["dry_run"] = MODELS_AND_DATA | {
-    "embedding_run",
-    "cost",
-    "memory",
-    "passes",
-    "preparing",
-    "requirements",
-    "scoring",
-    "setup",
-}
+FORECAST = {"embedding_run", "gamma_run", "preparing", "requirements", "setup"}
+ALLOWED["dry_run"] = MODELS_AND_DATA | FORECAST | {"cost", "memory", "passes", "scoring"}
 ALLOWED["setup"] = MODELS_AND_DATA | {"arguments", "assembly", "cost", "preparing", "scoring"}
 ALLOWED["frozen_scores"] = MODELS_AND_DATA | {"scoring"}
 ALLOWED["reference"] = MODELS_AND_DATA | {"scoring", "frozen_scores"}
@@ -97,6 +89,9 @@ ALLOWED["embedding_run"] = ALLOWED["embedding_model"] | {
     "scoring",
 }
 ALLOWED["crossfit"] = ALLOWED["embedding_model"] | {"assembly", "evaluation.calibration"}
+ALLOWED["gamma"] = {"data.grades", "records", "errors"}
+ALLOWED["gamma_trained"] = ALLOWED["crossfit"] | {"crossfit", "gamma"}
+ALLOWED["gamma_run"] = ALLOWED["gamma_trained"] | {"embedding_run", "gamma_trained", "preparing", "rundir"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
 ALLOWED["callbacks"] = {"progress"}
 ALLOWED["demo_result"] = {"kitchen", "records"}
@@ -107,7 +102,7 @@ ALLOWED["run_scores"] = ALLOWED["embedding_run"] | {"embedding_run", "preparing"
 ALLOWED["policy_scores"] = MODELS_AND_DATA | {"frozen_scores", "policies", "scoring"}
 ALLOWED["signals"] = {"crossfit", "data", "embedders", "errors", "groups", "models", "policies", "policy_scores", "run"}
 ALLOWED["reward_grading"] = ALLOWED["signals"] | {"evaluation.calibration", "signals"}
-ALLOWED["grading"] = ALLOWED["reward_grading"] | {"judges", "reward_grading"}
+ALLOWED["grading"] = ALLOWED["reward_grading"] | {"gamma_run", "judges", "reward_grading"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}
 ALLOWED["self_play"] = ALLOWED["run"] | {"run"}

@@ -19,6 +19,7 @@ from marginkit.data.grading_report import describe_evidence
 from marginkit.data.judge_grader import grade_by_judge_probs
 from marginkit.data.judged import clipped_logit
 from marginkit.data.options import checked, option_defaults
+from marginkit.data.pairing import make_pairs
 from marginkit.data.rating_graders import grade_by_raters, grade_by_ratings
 from marginkit.data.similarity import Embeds, grade_by_similarity
 from marginkit.data.vote_graders import grade_by_ranking, grade_by_votes
@@ -121,6 +122,10 @@ def grade_and_report(
         raise BadInput(f"how={how} {rule}; debias the file that it makes, with how=given")
     check_policies(disagreement, ungraded)
     biases = [(words, *_bias(words)) for words in debias]
+    gamma = settings.get("gamma")
+    if gamma not in (None, "auto") and (isinstance(gamma, bool) or not isinstance(gamma, int | float)):
+        raise BadInput(f"how={how}: gamma={gamma!r}: a number > 0, or auto")
+    chosen = _choose_gamma(groups, how, settings) if gamma == "auto" else {}
     before = describe_evidence(groups)
     grades = GRADERS[how](groups, **settings)
     report: dict[str, Any] = {
@@ -149,7 +154,7 @@ def grade_and_report(
         "writes": grades.kind,
         "not graded": dict(grades.ungraded),
         "superseded": superseded,
-        "fitted": dict(grades.facts),
+        "fitted": chosen | dict(grades.facts),
         "debias": taken,
         "after": after if labelled else after | {"agrees with the label": None},
     }
@@ -173,6 +178,18 @@ def _grader(how: str) -> Callable[..., Grades | Grading]:
     if how not in GRADERS:
         raise BadInput(f"how={how!r}: the ways to grade are {', '.join(GRADERS)}")
     return GRADERS[how]
+
+
+def _choose_gamma(groups: Groups, how: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Put the gamma that the evidence speaks for in place of "auto"; returns where it comes from."""
+    plain = how == "raters" or (settings.get("map", "linear") == "linear" and settings.get("weights") is None)
+    if how not in ("raters", "ratings") or not plain or settings.get("by") == "rater":
+        raise BadInput("gamma=auto is chosen per grade: for how=raters, or how=ratings with map=linear and no weights")
+    from marginkit.gamma_run import choose_gamma
+
+    found = choose_gamma(make_pairs(groups, "all", keep_unpaired=True))
+    settings["gamma"] = found.value
+    return {"gamma from": found.sentence}
 
 
 def _bias(words: str) -> tuple[str, dict[str, Any]]:

@@ -85,7 +85,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Votes between responses `i` and `j` of one group (counts), by one rater or all of them."""
+    """Votes between responses `i` and `j` of one group (counts), by one rater or all of them.
+
+    `order` names the two in the order in which they were shown: "1,0" for response 1 first.
+    """
 
     i: int
     j: int

@@ -50,7 +50,9 @@ def grade(
             "--option", "-o", metavar="KEY=VALUE", help="Of the way to grade; repeatable. See docs/grades.md."
         ),
     ] = None,
-    gamma: Annotated[float | None, typer.Option(help="Logits per grade, the same as --option gamma=.")] = None,
+    gamma: Annotated[
+        str | None, typer.Option(metavar="NUMBER", help="Logits per grade, or auto: what the evidence speaks for.")
+    ] = None,
     debias: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,7 +126,7 @@ def grade(
     say(f"{manifest['groups']} prompts, {manifest['pairs']} pairs -> {out}")
 
 
-def read_options(items: Sequence[str] | None, gamma: float | None) -> dict[str, Any]:
+def read_options(items: Sequence[str] | None, gamma: str | None) -> dict[str, Any]:
     """The options of a way to grade, from KEY=VALUE; a value is JSON where it is some.
 
     Raises:
@@ -141,7 +143,7 @@ def read_options(items: Sequence[str] | None, gamma: float | None) -> dict[str, 
     if gamma is not None:
         if "gamma" in made:
             raise BadInput("--gamma and --option gamma: give one of the two")
-        made["gamma"] = gamma
+        made["gamma"] = read_option(gamma)
     return made
 
 

@@ -153,6 +153,8 @@ def _length_lowess(grades: Grades, rows: Rows, *, fraction: float = 0.5, rounds:
 def _length_tanh(grades: Grades, rows: Rows, *, phi: float | None = None) -> Adjusted:
     if rows.right is None:
         raise BadInput("debias=length_tanh needs gaps of pairs; for utilities use length or length_lowess")
+    if phi is not None and not isinstance(phi, int | float):
+        raise BadInput(f"debias=length_tanh: phi={phi!r}: must be a number")
     feature = tanh_length(rows.inside(rows.lengths))
     bias, fitted = linear_bias(rows.values, feature)
     return (bias, {"phi": fitted}) if phi is None else (phi * feature, {"phi": phi})

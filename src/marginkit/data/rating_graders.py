@@ -95,6 +95,8 @@ def _grades(said: list[Any], weights: Mapping[str, float] | str | None) -> Array
         if weights not in ASPECT_WEIGHTS:
             raise BadInput(f"weights={weights}: give {{aspect: weight}}, or one of {', '.join(ASPECT_WEIGHTS)}")
         weights = ASPECT_WEIGHTS[weights]
+    if not isinstance(weights, Mapping) or not all(isinstance(w, int | float) for w in weights.values()):
+        raise BadInput(f"weights={weights!r}: give {{aspect: number}}, or one of {', '.join(ASPECT_WEIGHTS)}")
     return weigh_aspects(said, weights)
 
 

@@ -89,10 +89,11 @@ def grade_by_similarity(
         middle = float(np.median(mapped[mapped > 0])) if (mapped > 0).any() else math.nan
         hint = "" if math.isnan(middle) else f"; gamma={math.log(3) / middle:.3g} puts the median distance at 75%"
         raise BadInput(f"how=similarity needs gamma, logits per unit of 1 - cos{hint}")
+    step = just_noticeable_difference(gamma)
     gaps = np.where(ties, 0.0, gamma * mapped)
     facts = {
         "gamma": gamma,
-        "just noticeable difference": just_noticeable_difference(gamma),
+        "just noticeable difference": step,
         "signed": False,
         "median distance": float(np.median(distance)),
     }
