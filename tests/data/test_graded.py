@@ -69,14 +69,15 @@ def test_comparisons_that_were_not_graded_stay():
         ("keep", Pair(0, 1, strength=2.0, target_gap=-0.7)),
         ("drop", None),
         ("trust_label", Pair(0, 1, strength=2.0, prob=1.0)),
-        ("trust_grade", Pair(1, 0, strength=-2.0, target_gap=0.7)),
+        ("trust_grade", Pair(1, 0, target_gap=0.7)),
     ],
 )
 def test_a_grade_against_the_label(policy, pair):
     agrees = Pair(1, 2)
     group = Group("a", "?", tuple(map(Response, "xyz")), pairs=(Pair(0, 1, strength=2.0), agrees))
     grades = Grades(Groups.from_iterable([group]), "target_gap", np.array([-0.7, 0.2]))
-    made, _ = apply_grades(grades, disagreement=policy)
+    made, superseded = apply_grades(grades, disagreement=policy)
+    assert superseded == ({"strength": 1} if policy == "trust_grade" else {})
     assert made[0].pairs == tuple(p for p in (pair, Pair(1, 2, target_gap=0.2)) if p is not None)
     assert made.dropped == ({"pairs whose grade disagrees with the label": 1} if pair is None else {})
 

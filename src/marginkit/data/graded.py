@@ -99,27 +99,6 @@ def pairs_inside(starts: Indices) -> tuple[Indices, Indices]:
     return np.concatenate(left)[order], np.concatenate(right)[order]
 
 
-def pair_gaps(grades: Grades) -> tuple[Array, bool]:
-    """Target gaps in logits toward chosen, of every pair in the data; of every i < j where the data has none.
-
-    Returns:
-        Gaps, NaN where not graded, +-inf where a prob is 0 or 1; and whether the data said which one is chosen.
-    """
-    given = [[(pair.chosen, pair.rejected) for pair in group.pairs] for group in grades.groups]
-    if grades.kind == "prob":
-        with np.errstate(divide="ignore"):
-            return np.log(grades.values) - np.log1p(-grades.values), True
-    if grades.kind == "target_gap":
-        return grades.values, True
-    starts = response_starts(grades.groups)
-    if not any(given):
-        left, right = pairs_inside(starts)
-        return grades.values[left] - grades.values[right], False
-    own = [(start, pair) for start, pairs in zip(starts, given, strict=False) for pair in pairs]
-    chosen, rejected = (np.array([start + pair[side] for start, pair in own], dtype=np.int64) for side in (0, 1))
-    return grades.values[chosen] - grades.values[rejected], True
-
-
 def check_policies(disagreement: str, ungraded: str) -> None:
     """Refuse an unknown policy; to be asked before the work is done.
 
@@ -144,8 +123,8 @@ def apply_grades(
     Args:
         grades: what a grader said.
         disagreement: a graded gap below 0 says that the rejected one is better. keep: the order stays and the soft
-            target lies below one half; drop: the pair is left out; trust_grade: the two are swapped; trust_label: the
-            grade is set aside and P = 1.
+            target lies below one half; drop: the pair is left out; trust_grade: the two are swapped, and a strength
+            that spoke for the old order is superseded; trust_label: the grade is set aside and P = 1.
         ungraded: keep what could not be graded as it was, or drop those pairs, and groups with nothing graded.
 
     Returns:
@@ -240,13 +219,15 @@ class _Writer:
             return None
         if self.disagreement == "trust_label":
             return replace(pair, target_gap=None, prob=1.0)
+        turned = None if pair.strength is None or pair.strength > 0 else -pair.strength
+        self.superseded["strength"] += pair.strength is not None and turned is None
         return replace(
             pair,
             chosen=pair.rejected,
             rejected=pair.chosen,
             prob=None if pair.prob is None else 1 - pair.prob,
             target_gap=None if pair.target_gap is None else -pair.target_gap,
-            strength=None if pair.strength is None else -pair.strength,
+            strength=turned,
         )
 
     def _comparisons(self, group: Group, known: Sequence[bool], graded: Sequence[bool]) -> tuple[Any, ...]:
