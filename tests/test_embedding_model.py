@@ -95,7 +95,7 @@ def test_the_loss_is_that_of_the_callable(graded: Groups) -> None:
             want = ((rewards - data.columns["response_grade"]) ** 2).mean()
         else:
             columns = {name: data.columns[name] for name in ("grade", "utility", "prob", "strength", "tie", "weight")}
-            hidden = heads(data.values)[1][0][data.columns["pairs"]]
+            hidden = heads(heads.normalised(data.values))[1][0][data.columns["pairs"]]
             pairs = mk.PairScores(head=rewards[data.columns["pairs"]], hidden=hidden, **columns)
             with torch.no_grad():
                 each = loss.evaluate(pairs, training=False)

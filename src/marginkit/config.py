@@ -103,6 +103,14 @@ class DataConfig(_Section):
     train: _Paths = Field((), description="file(s), saved dataset folder(s) or hub name(s)")
     eval: _Paths = Field((), description="separate files for evaluation during training; default: a split of train")
     test: _Paths = Field((), description="separate files for the final evaluation; default: a split of train")
+    labels: _Paths = Field(
+        (), description="for target.gamma=auto: file(s) of pairs with human labels, of responses that train has graded"
+    )
+    embedder: str | None = Field(
+        None,
+        description="for target.gamma=auto where ratings are all there is: what the small models read; default hash, "
+        "or the run's own with model.kind=embedding",
+    )
     name: str | None = Field(None, description="configuration name of a hub dataset")
     columns: dict[str, str] = Field({}, description="renames, or margin: strength | logits")
     mapping: str | dict[str, Any] | None = Field(
@@ -262,8 +270,8 @@ class RunConfig(_Section):
         return self.spec.kind
 
     def options(self) -> dict[str, dict[str, Any]]:
-        """The recipe's options by part."""
-        return {part: dict(getattr(self, part)) for part in PARTS}
+        """The recipe's options by part; one that is still to be chosen (auto) is left out."""
+        return {part: {name: value for name, value in getattr(self, part).items() if value != "auto"} for part in PARTS}
 
     def with_(self, **changes: Any) -> RunConfig:
         """A copy with top-level fields replaced."""

@@ -16,8 +16,10 @@ from marginkit.batching import MicroBatch
 from marginkit.config import RunConfig
 from marginkit.core.tensors import SequenceScores
 from marginkit.cost import measured_peak, pair_tokens
+from marginkit.data.grades import suggest_gamma
 from marginkit.embedding_run import HeadForecast, forecast_head
 from marginkit.errors import BadInput
+from marginkit.gamma_run import wants_gamma
 from marginkit.memory import Memory, estimate, in_words, wants_checkpointing
 from marginkit.models.loading import core_of
 from marginkit.models.packing import Batch, labels_of, number_dtype, pair_columns
@@ -122,6 +124,8 @@ def dry_run(config: RunConfig) -> Forecast | HeadForecast:
     if state.num_processes > 1:
         raise BadInput("--dry-run: is for one process; start it without a launcher")
     splits = prepare(config)
+    if wants_gamma(config):  # any number will do: it changes neither tokens nor time nor memory
+        config = config.with_(target=config.target | {"gamma": suggest_gamma(splits.train)})
     if config.model.kind == "embedding":
         return forecast_head(config, splits)
     with tempfile.TemporaryDirectory() as folder:

@@ -62,9 +62,12 @@ class Heads(nn.Module):
         whole = torch.cat([part.sum().expand(len(part)) for part in spread.split(list(blocks))])
         self.scale.copy_(torch.where(whole > 0, whole, torch.full_like(whole, math.inf)).sqrt())
 
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Rewards [G, R] in logits, and the states [G, R, h] from which each head reads them."""
-        z = (values - self.mean) / self.scale
+    def normalised(self, values: Tensor) -> Tensor:
+        """[R, d] what the heads read of features."""
+        return (values - self.mean) / self.scale
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """From normalised features rewards [G, R] in logits, and the states [G, R, h] that each head reads last."""
         if not self.hidden:
             return self.outer @ z.T + self.bias[:, None], z.expand(len(self.outer), -1, -1)
         states = torch.tanh(torch.einsum("ghd,rd->grh", self.inner, z) + self.inner_bias[:, None])
@@ -84,7 +87,7 @@ class Heads(nn.Module):
         Raises:
             RunFailed: a reward is not finite.
         """
-        made = torch.cat([self(part)[0] for part in values.split(8192)], 1).double()
+        made = torch.cat([self(self.normalised(part))[0] for part in values.split(8192)], 1).double()
         if not bool(torch.isfinite(made).all()):
             raise RunFailed("the head gives a response a reward that is no number; lower train.learning_rate")
         return made
@@ -153,6 +156,8 @@ def train_heads(
     """
     made = Heads(train.values.shape[1], settings.hidden, len(losses), settings.seed)
     made.normalise(train.values, train.blocks)
+    train = replace(train, values=made.normalised(train.values))
+    dev = None if dev is None else replace(dev, values=made.normalised(dev.values))
     rng = np.random.default_rng(settings.seed)
     present = train.columns["group_of"].unique() if losses[0].per == "pair" else train.owner.unique()
     steps = max(1, math.ceil(len(present) / settings.prompts_per_step))
@@ -182,7 +187,7 @@ def train_heads(
             done += 1
             told += float(values[0].detach()) / steps
         line: dict[str, float] = {"loss": told}
-        measured = [] if dev is None else metrics_of(made, dev, losses, settings.per)
+        measured = [] if dev is None else _metrics(made, dev, losses, settings.per)
         line |= measured[0] if measured else {}
         for number in range(len(losses)):
             value = METRICS[settings.metric] * measured[number][settings.metric] if measured else math.nan
@@ -203,9 +208,13 @@ def _step_losses(heads: Heads, data: Examples, losses: Sequence[Loss], per: str,
     return torch.stack([counted.sum() / share.sum().clamp(min=1e-12) for _, share, counted in evaluated])
 
 
-@torch.no_grad()
 def metrics_of(heads: Heads, data: Examples, losses: Sequence[Loss], per: str) -> list[dict[str, float]]:
     """The metrics of every head on held-out examples, under the names of the main trainer."""
+    return _metrics(heads, replace(data, values=heads.normalised(data.values)), losses, per)
+
+
+@torch.no_grad()
+def _metrics(heads: Heads, data: Examples, losses: Sequence[Loss], per: str) -> list[dict[str, float]]:
     found = []
     prob, tie = data.columns["prob"], data.columns["tie"]
     label = torch.where(torch.isnan(prob), torch.ones_like(prob), prob)
@@ -224,7 +233,7 @@ def metrics_of(heads: Heads, data: Examples, losses: Sequence[Loss], per: str) -
 def _evaluated(
     heads: Heads, data: Examples, losses: Sequence[Loss], per: str, progress: float | None
 ) -> Iterator[tuple[PairLoss, Tensor, Tensor]]:
-    """Of every head: rewards and loss, what each pair (or response) counts, and share * weight * loss.
+    """Of every head, on normalised features: rewards and loss, what each pair counts, and share * weight * loss.
 
     `progress` is the share of the training done; None in evaluation.
     """

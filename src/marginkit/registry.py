@@ -40,6 +40,7 @@ class Option(_Frozen):
     help: str
     source: str = ""  # where the default comes from; "ours" where no paper or code has one
     parameter: str | None = None  # of the function, where its name is not the paper's
+    auto: bool = False  # in a run it may be `auto`: chosen from the data
 
     def range_text(self) -> str:
         """The allowed values in words."""
@@ -54,8 +55,8 @@ class Option(_Frozen):
         Raises:
             BadInput: wrong type or out of range.
         """
-        if value is None and self.default is None:
-            return None
+        if (value is None and self.default is None) or (self.auto and value == "auto"):
+            return value
         good: Any = None
         if self.type == "bool":
             good = value if isinstance(value, bool) else None

@@ -23,6 +23,7 @@ from marginkit.embedding_run import fit_head
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate
+from marginkit.gamma_run import gamma_at, keep_gamma, settle_gamma
 from marginkit.groups import Groups, write_groups
 from marginkit.memory import estimate, wants_checkpointing
 from marginkit.preparing import Splits, prepare
@@ -105,12 +106,14 @@ def train(
     if config.out is None and state.num_processes > 1:
         raise BadInput("out is missing: with several processes, name the run directory, e.g. out=runs/mmpo-a")
     out = run_folder(config)
+    config, gamma = settle_gamma(config, splits.train, out, state)
     if train is not None:
         config = config.with_(data=config.data.model_copy(update={"train": (str(out / "groups.jsonl"),)}))
     new = not out.exists()
     if state.is_main_process:
         open_run(config.with_(out=str(out)))
         check_data(out, splits)
+        keep_gamma(gamma, out)
         if train is not None:
             write_groups(train, out / "groups.jsonl")  # so that the configuration is enough to repeat the run
     state.wait_for_everyone()
@@ -146,11 +149,11 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     if (out / "metrics.json").is_file():  # a control that was finished before the interruption
         return Run(out, config, out / "model", _judge(config, out, splits), seconds=0.0)
     if config.model.kind == "embedding":
-        cost = fit_head(config, splits, out, {})
+        cost = fit_head(config, splits, out, _chosen(out))
         return Run(out, config, out / "model", _finish(config, splits, out, cost), seconds=time.perf_counter() - began)
     setup = set_up(config, splits, start, state)
     model, tokenizer, loss, encoded = setup.model, setup.tokenizer, setup.loss, setup.encoded
-    extra: dict[str, Any] = {"start": str(start.path), "distributed": str(state.distributed_type)}
+    extra: dict[str, Any] = {"start": str(start.path), "distributed": str(state.distributed_type)} | _chosen(out)
     if "rm_head" in loss.needs:
         read = {name: groups for name, groups in encoded.items() if name != "test"}  # judging asks for none
         joined, extra["reward_model"] = join_reward_scores(config, splits.parts(), read, out, state)
@@ -193,6 +196,12 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     metrics = _finish(config, splits, out, speed.summary()) if state.is_main_process else None
     state.wait_for_everyone()
     return Run(out, config, out / "model", metrics, seconds=time.perf_counter() - began)
+
+
+def _chosen(out: Path) -> dict[str, Any]:
+    """What `target.gamma=auto` came to, for the manifest."""
+    found = gamma_at(out)
+    return {} if found is None else {"gamma": found.to_json()}
 
 
 def _finish(config: RunConfig, splits: Splits, out: Path, cost: Mapping[str, Any]) -> Evaluation | None:

@@ -83,14 +83,14 @@ def _check_evidence(groups: Groups, config: RunConfig) -> None:
         )
     if "utility_gap" in needs and graded and gamma is None:
         guess = suggest_gamma(groups)
-        hint = "" if guess is None else f"; target.gamma={guess:.3g} puts the median grade gap at 75%"
+        hint = "" if guess is None else f"; target.gamma={guess:.3g} puts the median grade gap at 75%, auto chooses"
         raise BadInput(
             f"target.gamma is missing: {graded} of {total} pairs have only grades, and recipe {config.recipe} needs to "
             f"know how many logits one grade is worth{hint}"
         )
     if "utility_gap" in needs and gamma is not None and native and not graded:
         raise BadInput(
-            f"target.gamma={gamma:g}: every pair already has a probability or a gap in logits, which needs no gamma; "
+            f"target.gamma={gamma}: every pair already has a probability or a gap in logits, which needs no gamma; "
             "leave target.gamma out"
         )
     if "grade_gap" in needs and ungraded:
