@@ -35,9 +35,7 @@ def main(folder: Path) -> None:
         digests = sorted({f"{digest64(normalised(content_text(group.prompt))):016x}" for group in groups})
         entries.append({"name": name, "source": source, "of": whole, "digests": digests})
         print(f"{name}: {len(digests)} distinct prompts of {len(groups)} rows")
-    note = (
-        "blake2b-64 of the prompt's words: case folded, what is neither letter nor digit as one space"
-    )
+    note = "blake2b-64 of the prompt's words: case folded, what is neither letter nor digit as one space"
     target = Path(known.__file__).with_name(known.FILE)
     lines = ",\n".join(json.dumps(entry) for entry in entries)
     target.write_text(f'{{"hash": {json.dumps(note)},\n"benchmarks": [\n{lines}\n]}}\n', encoding="utf-8")
