@@ -62,6 +62,24 @@ def test_pair_thins_first_where_asked(graded, tmp_path):
     assert all(len(group.responses) == 2 for group in read_groups(str(tmp_path / "p.jsonl"))[0])
 
 
+def test_tables_rank_the_thinned_responses_too(graded, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from marginkit.tables import RESPONSES_SCHEMA
+
+    rows = []
+    for group in read_groups(str(graded))[0]:
+        for at, response in enumerate(group.responses):
+            row = dict.fromkeys(RESPONSES_SCHEMA.names) | {"group": group.id, "response": at}
+            rows.append(row | {"chars": len(response.text), "reward": [1.0, -5.0, 3.0][at]})
+    pq.write_table(pa.Table.from_pylist(rows, schema=RESPONSES_SCHEMA), tmp_path / "responses.parquet")
+    words = ["--rso", "2", "--rso-beta", "1e-9", "--reward", tmp_path, "--out", tmp_path / "p.jsonl"]
+    said("pair", graded, "--how", "best_worst", *words)
+    for group in read_groups(str(tmp_path / "p.jsonl"))[0]:
+        assert (group.pairs[0].chosen, group.pairs[0].rejected, group.pairs[0].target_gap) == (1, 0, 2.0)
+
+
 def test_select_pairs_where_the_data_has_none_and_keeps_the_share(graded, tmp_path):
     out = tmp_path / "best.jsonl"
     told = said("select", graded, "--how", "explicit", "--top", "0.4", "--out", out)
@@ -130,7 +148,12 @@ def test_compare(graded, tmp_path):
         (["select", "--compare", "FILE"], "--compare: name two files, got 1"),
         (["pair", "FILE", "--how", "best", "--out", "x.jsonl"], "how='best'"),
         (["pair", "FILE", "--how", "dcrm", "--set", "epsilon=2", "--out", "x.jsonl"], "did you mean eps"),
-        (["pair", "FILE", "--rso", "2", "--policy", "m", "--out", "x.jsonl"], "--rso and --policy"),
+        (["pair", "FILE", "--policy", "m", "--out", "x.jsonl"], "--policy m: is not read by --how best_worst"),
+        (
+            ["select", "FILE", "--policy", "m", "--top", "1", "--out", "x.jsonl"],
+            "--policy m: is not read by --how random",
+        ),
+        (["select", "FILE", "--how", "dcrm", "--set", "eps=0", "--policy", "none", "--out", "x.jsonl"], "eps=0"),
     ],
 )
 def test_what_is_wrong_is_one_line(graded, words, message):

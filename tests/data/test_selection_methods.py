@@ -388,7 +388,11 @@ def test_thinned_groups():
     rows = [Group(str(n), "?", tuple(Response("same", grade=float(i % 3)) for i in range(6))) for n in range(5)]
     rows.append(Group("bare", "?", (Response("x"), Response("y", grade=1.0))))
     groups = Groups.from_iterable(rows)
-    made = thin_responses(groups, Signals.of(groups), count=2, beta=1e-9)
+    signals = Signals.of(groups, length=[[float(at) for at in range(len(g.responses))] for g in groups])
+    made, own = thin_responses(groups, signals, count=2, beta=1e-9)
+    assert own.length.tolist() == [2.0, 5.0] * 5 + [1.0]
+    assert own.reward.tolist() == [2.0] * 10 + [1.0]
+    own.check(made)
     assert [[r.grade for r in group.responses] for group in made] == [[2.0, 2.0]] * 5 + [[1.0]]
     assert made.dropped == {"responses not sampled": 20, "responses without a reward": 1}
     assert make_pairs(made, "best_worst", ties="drop").dropped["all ties"] == 5

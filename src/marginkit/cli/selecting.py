@@ -79,6 +79,7 @@ def pair(
     as_json: Json = False,
 ) -> None:
     """Make pairs of graded responses and write them as a dataset: by rank, all, or the best of N^2 by DCRM."""
+    from marginkit.data.dcrm import DcrmOptions
     from marginkit.data.manifests import write_dataset
     from marginkit.data.pairing import make_pairs
     from marginkit.data.rso import thin_responses
@@ -86,13 +87,16 @@ def pair(
     from marginkit.signals import policy_tokenizer
 
     target = _named(out, files, "pair")
-    if rso is not None and policy is not None:
-        raise BadInput("--rso and --policy: pair the thinned responses in a second step, they are scored anew then")
+    options = assignments_of(option)
+    scored_by = policy
+    if how == "dcrm":
+        scored_by = policy if DcrmOptions.of(options).logps else None  # without p_D its tokens alone are wanted
+    elif policy is not None:
+        raise BadInput(f"--policy {policy}: is not read by --how {how}, only by dcrm; leave it out")
     groups, read = _read(files, column, mapping, split)
-    signals = _signals(groups, reward, crossfit, policy, None, False, store, seed)
+    signals = _signals(groups, reward, crossfit, scored_by, None, False, store, seed)
     if rso is not None:
-        groups = thin_responses(groups, signals, count=rso, beta=rso_beta, seed=seed)
-        signals = _signals(groups, reward, crossfit, None, None, False, store, seed)
+        groups, signals = thin_responses(groups, signals, count=rso, beta=rso_beta, seed=seed)
     with progress(len(groups), "pair") as bar:
         made = make_pairs(
             groups,
@@ -101,7 +105,7 @@ def pair(
             max_pairs=max_pairs,
             seed=seed,
             signals=signals,
-            options=assignments_of(option),
+            options=options,
             tokenize=policy_tokenizer(policy, tokenizer) if how == "dcrm" else None,
             workers=_cores() if workers is None else workers,
             progress=bar,
@@ -114,7 +118,7 @@ def pair(
         "rso_beta": rso_beta,
         "seed": seed,
     }
-    settings |= {"split": split, "tokenizer": tokenizer, "options": assignments_of(option)}
+    settings |= {"split": split, "tokenizer": tokenizer, "options": options}
     settings |= {"columns": assignments(column), "mapping": mapping}
     facts = {"read": read, "signals": dict(signals.facts), **getattr(made, "facts", {})}
     manifest = write_dataset(made, target, verb="pair", settings=settings, sources=files, facts=facts)
@@ -169,25 +173,30 @@ def select(
     if compare:
         _compare(files, column, as_json)
         return
+    from marginkit.data.dcrm import DcrmOptions
     from marginkit.data.manifests import write_dataset
-    from marginkit.data.selection import options_of
+    from marginkit.data.selection import READ_POLICY, READ_REFERENCE, check_options
     from marginkit.data.selection import select as select_pairs
     from marginkit.signals import policy_tokenizer
 
     named = {"region": region, "min_prob": min_prob, "action": action}
     options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
     options |= assignments_of(option)
-    options_of(how)  # refuses an unknown method before anything is read
-    target = _named(out, files, "select")
+    options = check_options(how, options)  # before anything is read or computed
+    share, target = _top(top), _named(out, files, "select")
+    for name, value, readers in (("policy", policy, READ_POLICY), ("reference", reference, READ_REFERENCE)):
+        if value is not None and how not in readers and "dcrm" not in (how, pairs):
+            raise BadInput(f"--{name} {value}: is not read by --how {how}, only by {', '.join(readers)}; leave it out")
+    scored_by = None if how == "dcrm" and not DcrmOptions.of(options).logps else policy
     groups, read = _read(files, column, mapping, split)
     tokenize = policy_tokenizer(policy, tokenizer) if "dcrm" in (how, pairs) else None
-    signals = _signals(groups, reward, crossfit, policy, reference, how == "ifd", store, seed)
+    signals = _signals(groups, reward, crossfit, scored_by, reference, how == "ifd", store, seed)
     if not any(group.pairs for group in groups):
         judged = how in ("ensemble", "confidence") or crossfit is not None  # the data's own labels are what is judged
         groups = _paired(groups, None if judged else signals, how, pairs, options, tokenize, seed)
     elif pairs != "auto":
         raise BadInput(f"--pairs {pairs}: the data has pairs; select among them, or make others with marginkit pair")
-    made = select_pairs(groups, how, top=_top(top), seed=seed, signals=signals, tokenize=tokenize, **options)
+    made = select_pairs(groups, how, top=share, seed=seed, signals=signals, tokenize=tokenize, **options)
     settings = {"how": how, "top": top, "options": made.facts["options"], "pairs": pairs, "seed": seed, "split": split}
     settings |= {"reward": reward, "crossfit": crossfit, "policy": policy, "reference": reference}
     settings |= {"columns": assignments(column), "mapping": mapping}

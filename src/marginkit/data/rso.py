@@ -50,7 +50,9 @@ def rejection_sample(rewards: Sequence[float], count: int, beta: float, rng: ran
     return sorted(taken)
 
 
-def thin_responses(groups: Groups, signals: Signals, *, count: int = 8, beta: float = 0.5, seed: int = 0) -> Groups:
+def thin_responses(
+    groups: Groups, signals: Signals, *, count: int = 8, beta: float = 0.5, seed: int = 0
+) -> tuple[Groups, Signals]:
     """Keep `count` responses a prompt by rejection sampling; pairs and comparisons go, to be made anew.
 
     Args:
@@ -61,8 +63,8 @@ def thin_responses(groups: Groups, signals: Signals, *, count: int = 8, beta: fl
         seed: of the draws, with the group's id.
 
     Returns:
-        The groups; `dropped` counts "responses not sampled" and "responses without a reward". Those with fewer than
-        `count` rewarded responses keep them all.
+        The groups, and the signals of what they kept. `dropped` counts "responses not sampled", "responses without a
+        reward" and "no response with a reward" (groups). Groups with fewer than `count` rewarded ones keep them all.
 
     Raises:
         BadInput: count below 2, or beta not above 0.
@@ -71,6 +73,8 @@ def thin_responses(groups: Groups, signals: Signals, *, count: int = 8, beta: fl
         raise BadInput(f"rso: count={count}, beta={beta}: keep 2 responses or more, with beta above 0")
     signals.check(groups)
     dropped = Counter(groups.dropped)
+    kept: list[int] = []
+    sizes: list[int] = []
 
     def thinned() -> Iterator[Group]:
         for number, group in enumerate(groups):
@@ -81,10 +85,12 @@ def thin_responses(groups: Groups, signals: Signals, *, count: int = 8, beta: fl
             dropped["responses without a reward"] += len(rewards) - len(known)
             dropped["responses not sampled"] += len(known) - len(taken)
             if taken:
+                kept.extend(int(signals.starts[number]) + at for at in taken)
+                sizes.append(len(taken))
                 yield replace(group, responses=tuple(group.responses[at] for at in taken), pairs=(), comparisons=())
             else:
                 dropped["no response with a reward"] += 1
 
     made = Groups.from_iterable(thinned())
     made.dropped = {reason: count for reason, count in dropped.items() if count}
-    return made
+    return made, signals.take(kept, sizes)

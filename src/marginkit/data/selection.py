@@ -42,6 +42,8 @@ METHODS: Mapping[str, Callable[..., Scored]] = {
 }
 WITHOUT_TOP = ("threshold", "ensemble", "confidence")
 """Methods that may keep all pairs they do not refuse."""
+READ_POLICY = ("implicit", "dcrm", "alignment", "dual_add", "dual_mul", "ifd")
+READ_REFERENCE = ("implicit", "alignment", "dual_add", "dual_mul")
 NOT_SELECTED, NO_SCORE, NO_PAIR_LEFT = "pairs not selected", "pairs without a score", "no selected pair"
 
 
@@ -67,6 +69,22 @@ def options_of(how: str) -> dict[str, Any]:
         {'min_gap': 0.0}
     """
     return option_defaults(_taker(how))
+
+
+def check_options(how: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, if the method knows each of them; numbers may be strings, as on a command line.
+
+    Raises:
+        BadInput: an unknown method or option, or a value that cannot be.
+
+    Example:
+        >>> check_options("threshold", {"min_gap": "0.5"})
+        {'min_gap': 0.5}
+    """
+    made = checked(how, _taker(how), options)
+    if how == "dcrm":
+        DcrmOptions.of(made)
+    return made
 
 
 def select(
@@ -109,7 +127,7 @@ def select(
         >>> kept.column("id"), kept.dropped
         (['3', '4'], {'pairs not selected': 3, 'no selected pair': 3})
     """
-    given = checked(how, _taker(how), options)
+    given = check_options(how, options)
     candidates = candidates_of(groups, signals or Signals.of(groups), seed=seed, tokenize=tokenize)
     wanted = _how_many(how, top, len(candidates))
     scored = METHODS[how](candidates, **given)

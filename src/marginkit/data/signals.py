@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -111,6 +111,19 @@ class Signals:
     def rows(self, group: int) -> slice:
         """Where the responses of a group are in the columns."""
         return slice(int(self.starts[group]), int(self.starts[group + 1]))
+
+    def take(self, responses: Sequence[int], sizes: Sequence[int]) -> Signals:
+        """The signals of some responses.
+
+        Args:
+            responses: their places in the columns, in order.
+            sizes: how many of them each group has.
+        """
+        at = np.array(responses, dtype=np.int64)
+        names = ("logp", "ref_logp", "bare_logp", "length")
+        columns: dict[str, Any] = {n: None if (own := getattr(self, n)) is None else own[at] for n in names}
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return replace(self, starts=starts, rewards=self.rewards[:, at], **columns)
 
     def check(self, groups: Groups) -> None:
         """Refuse signals of other groups.
