@@ -164,6 +164,13 @@ def test_votes_of_pairs_and_of_comparisons():
         mk.grade(one(Response("x"), Response("y"), comparisons=(Comparison(0, 1, 0, 3),)), "votes", prior_for=0, prior_against=0)  # fmt: skip  # noqa: E501
 
 
+def test_a_label_beside_comparisons_is_graded_by_their_votes():
+    asked = (Comparison(0, 1, 1, 3, 2), Comparison(1, 0, 2, 1), Comparison(0, 2, 9, 0))
+    made = mk.grade(one(*map(Response, "xyz"), comparisons=asked, pairs=(Pair(0, 1), Pair(1, 2))), "votes")
+    assert made[0].pairs == (Pair(0, 1, target_gap=pytest.approx(math.log(3.5 / 6.5))), Pair(1, 2))
+    assert made[0].comparisons == (Comparison(0, 2, 9, 0),)
+
+
 def test_ranks_of_votes_of_orders_of_labels_and_of_probabilities_agree_in_order():
     texts = tuple(map(Response, "xyz"))
     voted = one(*texts, comparisons=(Comparison(0, 1, 4, 1), Comparison(1, 2, 4, 1), Comparison(0, 2, 5, 0)))

@@ -4,8 +4,16 @@ import math
 
 import pytest
 
-from marginkit.data.grades import Evidence, evidence_kind, grade_scale, pair_evidence, suggest_gamma
+from marginkit.data.grades import (
+    Evidence,
+    evidence_kind,
+    grade_scale,
+    just_noticeable_difference,
+    pair_evidence,
+    suggest_gamma,
+)
 from marginkit.data.sources import read_groups
+from marginkit.errors import BadInput
 from marginkit.records import Group, Pair, Response
 
 
@@ -74,3 +82,11 @@ def test_evidence_kinds_are_counted():
         group(Response("x", utility=1.0, grade=2.0), Response("y", utility=0.0, grade=2.0), pairs=[Pair(0, 1)]),
     ]
     assert evidence_kind(groups) == {"prob": 1, "target_gap": 1, "grade_gap": 2, "tie": 1, "none": 1}
+
+
+def test_the_just_noticeable_difference_is_picked_three_times_in_four():
+    for gamma in (0.3, 1.1, 2.2):
+        assert 1 / (1 + math.exp(-gamma * just_noticeable_difference(gamma))) == pytest.approx(0.75)
+    for gamma in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(BadInput, match="give a number > 0"):
+            just_noticeable_difference(gamma)

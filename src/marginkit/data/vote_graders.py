@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -22,7 +23,7 @@ from marginkit.data.grades import pair_evidence
 from marginkit.data.votes import effective_votes, vote_log_odds
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
-from marginkit.records import Group
+from marginkit.records import Group, Pair
 
 Array = npt.NDArray[np.float64]
 Evidence = Literal["auto", "votes", "prob", "grades", "labels"]
@@ -51,8 +52,8 @@ def grade_by_votes(groups: Groups, *, prior_for: float = 0.5, prior_against: flo
     """
     prior = (prior_for, prior_against)
     paired = paired_for_grading(groups)
-    votes = [pair.votes for group in paired for pair in group.pairs]
-    counts = np.array([(np.nan,) * 3 if own is None else own for own in votes], dtype=float).reshape(-1, 3)
+    rows = [_pair_votes(group, pair) for group in paired for pair in group.pairs]
+    counts = np.array(rows, dtype=float).reshape(-1, 3)
     values, known = np.full(len(counts), np.nan), ~np.isnan(counts[:, 0])
     values[known] = vote_log_odds(*counts[known].T, prior=prior)
     trusted = effective_votes(*counts[known].T, prior=prior)
@@ -63,6 +64,18 @@ def grade_by_votes(groups: Groups, *, prior_for: float = 0.5, prior_against: flo
     )
     missing = int((~known).sum())
     return Grades(paired, "target_gap", values, {"no votes": missing} if missing else {}, facts)
+
+
+def _pair_votes(group: Group, pair: Pair) -> tuple[float, float, float]:
+    """Votes for chosen, for rejected, and ties: of the pair, else of its comparisons; NaN where nobody voted."""
+    if pair.votes is not None:
+        return pair.votes
+    asked = [c for c in group.comparisons if {c.i, c.j} == {pair.chosen, pair.rejected}]
+    if not sum(c.wins_i + c.wins_j + c.ties for c in asked):
+        return math.nan, math.nan, math.nan
+    wins = sum(c.wins_i if c.i == pair.chosen else c.wins_j for c in asked)
+    losses = sum(c.wins_j if c.i == pair.chosen else c.wins_i for c in asked)
+    return wins, losses, sum(c.ties for c in asked)
 
 
 def grade_by_ranking(
