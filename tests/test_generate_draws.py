@@ -18,6 +18,7 @@ from marginkit.decoding import Drawn, Draws, chances, choose_tokens, draw, in_ba
 from marginkit.errors import BadInput, RunFailed
 
 PROMPTS = [[1, *np.random.default_rng(k).integers(5, 300, k).tolist()] for k in (3, 12, 7, 0, 20)]
+STOP = (2, *range(40, 60))  # so many that some responses end, and some are cut
 
 
 def slow_choice(logits: Sequence[float], chance: float, temperature: float, top_p: float) -> int:
@@ -99,7 +100,7 @@ def test_limits_of_a_choice() -> None:
 def drawn(model: Any, draws: Draws, batch_tokens: int = 10**6, prompts: Sequence[Sequence[int]] = PROMPTS) -> list[Any]:
     """The draws of every prompt, in the order of the prompts."""
     found: dict[int, list[Drawn]] = {}
-    for members, made in draw(model, prompts, draws, stop=[2, 7], pad_id=0, batch_tokens=batch_tokens):
+    for members, made in draw(model, prompts, draws, stop=STOP, pad_id=0, batch_tokens=batch_tokens):
         found |= dict(zip(members, made, strict=True))
     return [found[at] for at in range(len(prompts))]
 
@@ -118,7 +119,7 @@ def slow_drawn(model: Any, draws: Draws) -> list[list[Drawn]]:
                 token = int(
                     choose_tokens(logits, torch.tensor([chance]), temperature=draws.temperature, top_p=draws.top_p)
                 )
-                if token in (2, 7):
+                if token in STOP:
                     ended = True
                     break
                 ids.append(token)
@@ -136,6 +137,7 @@ def test_draws_do_not_depend_on_the_batch(family: str, monkeypatch: pytest.Monke
     assert together == drawn(model, draws, batch_tokens=1)
     assert together == slow_drawn(model, draws)
     assert len({tuple(one.ids) for responses in together for one in responses}) > 10
+    assert {one.ended for responses in together for one in responses} == {True, False}
     monkeypatch.setattr(decoding, "_prompt_states", lambda *_: None)
     assert together == drawn(model, draws)
 
