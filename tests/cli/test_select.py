@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from marginkit.cli.app import app
-from marginkit.cli.selecting import histogram
+from marginkit.cli.showing_selections import histogram
 from marginkit.data.pairing import make_pairs
 from marginkit.data.sources import read_groups
 from marginkit.errors import BadInput

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marginkit.cli.app import Columns, Json, MappingFile, app
-from marginkit.cli.rendering import assignments, plain, say, say_json, table
+from marginkit.cli.rendering import assignments, plain, say_json, table
+from marginkit.cli.showing_selections import show_comparison, show_selection
 from marginkit.errors import BadInput
 
 if TYPE_CHECKING:
-    from marginkit.data.selection import Selected
     from marginkit.data.signals import Signals
     from marginkit.groups import Groups
 
@@ -207,7 +207,7 @@ def select(
     if as_json:
         say_json(result)
     else:
-        _show(made, target)
+        show_selection(made, target)
 
 
 def assignments_of(option: Sequence[str] | None) -> dict[str, str]:
@@ -308,58 +308,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _show(made: Selected, target: Path) -> None:
-    facts = made.facts
-    before, after = facts["candidates"], facts["kept"]
-    rows = [
-        (name.replace("_", " "), plain(before[name]), plain(after.get(name, "")))
-        for name in before
-        if before[name] is not None
-    ]
-    table(f"{facts['how']} -> {target}", ("", "candidates", "kept"), rows)
-    told = [(f"left out: {reason}", str(count)) for reason, count in made.dropped.items()]
-    told += [(name.replace("_", " "), plain(facts[name])) for name in _CORRELATIONS if facts[name] is not None]
-    told += [(name.replace("_", " "), plain(value)) for name, value in facts["method"].items() if value is not None]
-    table("", ("", ""), told)
-    if facts["wanted"] > after["pairs"] and facts["top"] is not None:
-        say(f"asked for {facts['wanted']} pairs, but only {after['pairs']} have a score")
-    bars = histogram(made.scores, made.kept)
-    if bars:
-        table("scores (█ kept, ░ not)", ("score", "pairs", ""), bars)
-
-
-_CORRELATIONS = ("rank_correlation_with_length", "rank_correlation_with_length_difference")
-
-
-def histogram(scores: Any, kept: Any, bins: int = 12, width: int = 60) -> list[tuple[str, str, str]]:
-    """Rows of a text histogram: range, count, bar; nothing where all scores are the same.
-
-    Args:
-        scores: [P], NaN left out.
-        kept: [P].
-        bins: rows.
-        width: of the longest bar.
-
-    Example:
-        >>> import numpy as np
-        >>> histogram(np.array([0.0, 1.0, 1.0]), np.array([False, True, False]), bins=2, width=2)
-        [('0 .. 0.5', '1', '░'), ('0.5 .. 1', '2', '█░')]
-    """
-    import numpy as np
-
-    there = np.isfinite(scores)
-    if not there.any() or np.ptp(scores[there]) == 0:
-        return []
-    counts, edges = np.histogram(scores[there], bins=bins)
-    taken, _ = np.histogram(scores[there & kept], bins=edges)
-    rows = []
-    for count, own, low, high in zip(counts, taken, edges, edges[1:], strict=False):
-        full = round(width * count / counts.max())
-        solid = round(width * own / counts.max())
-        rows.append((f"{low:.3g} .. {high:.3g}", str(count), "█" * solid + "░" * (full - solid)))
-    return rows
-
-
 def _compare(files: Sequence[str], column: list[str] | None, as_json: bool) -> None:
     from marginkit.data.selection_facts import compare_selections
     from marginkit.data.sources import read_groups
@@ -371,15 +319,4 @@ def _compare(files: Sequence[str], column: list[str] | None, as_json: bool) -> N
     if as_json:
         say_json({"files": list(files)} | found)
         return
-    names = ("shared", "turned", "jaccard", "share_of_first", "share_of_second")
-    table(
-        f"{files[0]} and {files[1]}",
-        ("pairs in both", ""),
-        [(name.replace("_", " "), plain(found[name])) for name in names if found[name] is not None],
-    )
-    told = [
-        (name.replace("_", " "), plain(found["first"][name]), plain(found["second"][name])) for name in found["first"]
-    ]
-    table("what is in them", ("", files[0], files[1]), told)
-    if not found["shared"] and not found["turned"]:
-        say("no pair is in both: are they made from the same groups?")
+    show_comparison(files, found)
