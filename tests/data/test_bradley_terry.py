@@ -1,5 +1,7 @@
 """The Bradley-Terry fit: the sheet's check values, invariances, and a slow optimiser on small random tournaments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,11 @@ from marginkit.data.bradley_terry import (
     elo,
     fit_bradley_terry,
 )
+from marginkit.data.pairing import make_pairs
+from marginkit.data.vote_graders import grade_by_ranking
 from marginkit.errors import BadInput
+from marginkit.groups import Groups
+from marginkit.records import Comparison, Group, Response
 
 
 def fit(rows, items, **options):
@@ -143,3 +149,15 @@ def test_nonsense_is_refused():
         Comparisons.make([0], [1], [-1], [0], 2)
     with pytest.raises(BadInput, match=">= 0"):
         Comparisons.make([0], [1], [float("nan")], [0], 2)
+
+
+def test_votes_that_a_pair_sums_up_count_once():
+    """`make_pairs` sums comparisons into the votes of pairs and keeps both: ranking them again changes nothing."""
+    group = Group(
+        "a", "?", tuple(map(Response, "xyz")), comparisons=(Comparison(0, 1, 3, 1), Comparison(1, 2, 2, 1, 1))
+    )
+    groups = Groups.from_iterable([group])
+    once, twice = grade_by_ranking(groups), grade_by_ranking(make_pairs(groups))
+    assert twice.values.tolist() == once.values.tolist()
+    alone = make_pairs(groups).map(lambda one: replace(one, comparisons=()))
+    assert grade_by_ranking(alone).values == pytest.approx(once.values)

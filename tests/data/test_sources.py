@@ -762,3 +762,14 @@ def test_aspects_and_logits_of_real_files_through_columns_and_a_mapping():
     pair = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "votes": "votes"}
     groups, _ = read_groups(SHARED / "humour_pairs.jsonl", mapping=pair | scores, contradiction="keep", limit=5)
     assert [response.grade for response in groups[0].responses] == [0.292, -0.667]
+
+
+def test_the_order_shown_moves_with_the_responses() -> None:
+    """Where equal responses are merged, the later ones get other numbers, in `order` as in i and j."""
+    said = [{"text": "x"}, {"text": "x"}, {"text": "y"}]
+    votes = [
+        {"i": 1, "j": 2, "wins_i": 1, "wins_j": 0, "order": "2,1"},
+        {"i": 2, "j": 0, "wins_i": 1, "wins_j": 0, "order": "ab"},
+    ]
+    groups, _ = read_groups([{"prompt": "p", "responses": said, "comparisons": votes}])
+    assert [(c.i, c.j, c.order) for c in groups[0].comparisons] == [(0, 1, "1,0"), (1, 0, "ab")]

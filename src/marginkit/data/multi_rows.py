@@ -132,7 +132,18 @@ def merge(responses: Iterable[Response], rules: Rules | None) -> tuple[list[Resp
 
 def moved(comparisons: Iterable[Comparison], places: Sequence[int]) -> tuple[Comparison, ...]:
     """Comparisons between where their responses went; those of equal responses are left out."""
-    return tuple(replace(c, i=places[c.i], j=places[c.j]) for c in comparisons if places[c.i] != places[c.j])
+    return tuple(
+        replace(c, i=places[c.i], j=places[c.j], order=_moved_order(c, places))
+        for c in comparisons
+        if places[c.i] != places[c.j]
+    )
+
+
+def _moved_order(comparison: Comparison, places: Sequence[int]) -> str | None:
+    """The order shown ("1,0": response 1 first) under the responses' new numbers; other words stay."""
+    i, j, said = comparison.i, comparison.j, comparison.order
+    orders = {f"{first},{second}": f"{places[first]},{places[second]}" for first, second in ((i, j), (j, i))}
+    return None if said is None else orders.get(said.replace(" ", ""), said)
 
 
 def multi_row(row: Row, origin: Origin, rules: Rules) -> Group:

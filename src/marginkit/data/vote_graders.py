@@ -92,9 +92,9 @@ def grade_by_ranking(
 
     Args:
         groups: groups with comparisons, pairs or grades.
-        evidence: votes (comparisons and the votes of pairs), prob (the probabilities and target gaps of pairs, one vote
-            each), grades (their order: the higher one wins) or labels (chosen wins); auto takes, for each prompt, the
-            first of votes, prob and grades that it has.
+        evidence: votes (comparisons, and the votes of pairs that have none), prob (the probabilities and target gaps of
+            pairs, one vote each), grades (their order: the higher one wins) or labels (chosen wins); auto takes, for
+            each prompt, the first of votes, prob and grades that it has.
         over: prompt (a utility for each response, all prompts fitted at once) or model (one for each model, from all
             prompts together, given to each of its responses).
         l2: > 0, of the fit.
@@ -177,7 +177,12 @@ def _wins(group: Group, evidence: Evidence) -> tuple[str, Wins]:
 
 def _votes(group: Group) -> Wins:
     compared = [(c.i, c.j, c.wins_i + c.ties / 2, c.wins_j + c.ties / 2) for c in group.comparisons]
-    voted = [(p.chosen, p.rejected, p.votes) for p in group.pairs if p.votes is not None]
+    both = {frozenset((c.i, c.j)) for c in group.comparisons}  # their votes are what a pair of the two sums up
+    voted = [
+        (p.chosen, p.rejected, p.votes)
+        for p in group.pairs
+        if p.votes is not None and frozenset((p.chosen, p.rejected)) not in both
+    ]
     return compared + [(i, j, wins + ties / 2, losses + ties / 2) for i, j, (wins, losses, ties) in voted]
 
 
