@@ -154,6 +154,34 @@ def train_heads(
         BadInput: nothing to train on, or data without what a recipe needs.
         RunFailed: a loss is not finite.
     """
+    best, last = best_and_last(train, losses, settings, dev=dev, log=log)
+    return best if settings.keep_best else last
+
+
+def best_and_last(
+    train: Examples,
+    losses: Sequence[Loss],
+    settings: HeadSettings,
+    *,
+    dev: Examples | None = None,
+    log: Callable[[int, dict[str, float]], None] | None = None,
+) -> tuple[Heads, Heads]:
+    """`train_heads` under both stopping rules at once: the heads of the best epochs, and of the last.
+
+    Args:
+        train: what to learn from.
+        losses: reward-model recipes.
+        settings: how; `keep_best` is not read.
+        dev: what the best epoch is chosen on; without it both are the last.
+        log: called after each epoch with its number and the first head's metrics.
+
+    Returns:
+        (best, last), heads in the order of the losses.
+
+    Raises:
+        BadInput: data without what a recipe needs.
+        RunFailed: a loss is not finite.
+    """
     made = Heads(train.values.shape[1], settings.hidden, len(losses), settings.seed)
     made.normalise(train.values, train.blocks)
     train = replace(train, values=made.normalised(train.values))
@@ -193,13 +221,14 @@ def train_heads(
             value = METRICS[settings.metric] * measured[number][settings.metric] if measured else math.nan
             better = value < best[number]
             best[number] = value if better else best[number]
-            if better or not settings.keep_best or best[number] == math.inf:  # no value to choose by: the last epoch
+            if better or best[number] == math.inf:  # no value to choose by: the last epoch
                 for name, now in made.named_parameters():
                     kept[name][number] = now.detach()[number]
         if log is not None:
             log(epoch, line)
-    made.load_state_dict({**kept, "mean": made.mean, "scale": made.scale})
-    return made
+    chosen = Heads(train.values.shape[1], settings.hidden, len(losses))
+    chosen.load_state_dict({**kept, "mean": made.mean, "scale": made.scale})
+    return chosen, made
 
 
 def _step_losses(heads: Heads, data: Examples, losses: Sequence[Loss], per: str, progress: float) -> Tensor:
