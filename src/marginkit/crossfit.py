@@ -7,6 +7,7 @@ a head on frozen embeddings is trained on the other folds and asked about this o
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,7 +59,7 @@ def deal(clusters: Sequence[str], folds: int = 2, seed: int = 0) -> list[Fold]:
         The folds; every group is asked about once, and no cluster is in two parts of a fold.
 
     Raises:
-        BadInput: fewer than 4 clusters a fold.
+        BadInput: fewer than 4 clusters a fold, or one that holds more than half of the groups.
 
     Example:
         >>> fold = deal([str(n) for n in range(28)])[0]
@@ -70,6 +71,13 @@ def deal(clusters: Sequence[str], folds: int = 2, seed: int = 0) -> list[Fold]:
         raise BadInput(
             f"cross-fitting in {folds} folds: needs 2 folds or more and 4 clusters (prompts) in each, and there are "
             f"{len(names)} clusters; give more prompts"
+        )
+    largest, size = Counter(clusters).most_common(1)[0]
+    if 2 * size > len(clusters):
+        raise BadInput(
+            f"cross-fitting: cluster {largest} holds {size} of {len(clusters)} groups (one prompt, or rows that share "
+            "responses), so hardly anything is left to train the head on that is asked about it; take the rewards of a "
+            "model that was trained on other data"
         )
     place = {name: at for at, name in enumerate(names)}
     dealt = []

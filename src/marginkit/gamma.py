@@ -39,7 +39,7 @@ class Gamma:
         high: upper end.
         source: raters, votes, labels, order or training.
         pairs: that it rests on.
-        clusters: that they are in.
+        clusters: that they are in; 0 if they are too few and the interval is over pairs.
         how: the source in words.
         details: what was fitted on the way.
     """

@@ -9,6 +9,7 @@ gamma is a different number, not a better model.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from marginkit.assembly import recipe
 from marginkit.crossfit import crossfit_many
 from marginkit.data.grades import pair_evidence
-from marginkit.data.splits import assign_clusters
+from marginkit.data.splits import assign_clusters, text_digest
 from marginkit.embedders import Embedder
 from marginkit.embedding_heads import HeadSettings
 from marginkit.errors import BadInput
@@ -29,7 +30,9 @@ LOW, HIGH = 0.1, 3.0
 """Ends of the grid, in units of 1 / the root mean square of the grade gaps."""
 MOST = 3000
 """Groups that heads are trained on at most; of more, an even sample is taken."""
-_REPEATS = 1000
+FEW_CLUSTERS = 20
+"""Fewer clusters than these, and the interval is over pairs."""
+_REPEATS, _PARTS = 1000, 8
 
 
 def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, seed: int = 0) -> Gamma:
@@ -48,6 +51,9 @@ def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, se
         BadInput: too few pairs or clusters, or all grades tie.
     """
     held = assign_clusters(_bare(groups))
+    whole = 2 * Counter(held.column("cluster")).most_common(1)[0][1] <= len(held) if len(held) else True
+    held = held if whole else cut_by_response(held)
+    parts = "" if whole else f" of the pairs inside {_PARTS} clusters that share no response"
     gaps = np.array([_gap(group, pair) for group in held for pair in group.pairs])
     untied = gaps[gaps != 0]
     if len(untied) < FEWEST:
@@ -73,7 +79,9 @@ def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, se
                 nll.append([float(np.logaddexp(0, -value)) for value in own])
                 cluster.append(str(group.cluster))
     table = np.array(nll)
-    names, place = np.unique(cluster, return_inverse=True)
+    # of few clusters no interval can be drawn: the pairs themselves take their place
+    few = len(set(cluster)) < FEW_CLUSTERS
+    names, place = np.unique(np.arange(len(cluster)) if few else cluster, return_inverse=True)
     sums = np.zeros((len(names), GRID))
     np.add.at(sums, place, table)
     best = int(sums.sum(0).argmin())
@@ -89,7 +97,7 @@ def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, se
             + ("a still smaller" if best == 0 else "a still larger")
             + " one may do as well"
         )
-    how = f"small models on {embedder.name} embeddings, {rule}, cross-fitted in halves{edge}"
+    how = f"small models on {embedder.name} embeddings, {rule}, cross-fitted in halves{parts}{edge}"
     details = {
         "grid": [float(gamma) for gamma in grid],
         "nll": [float(value) for value in table.mean(0)],
@@ -99,8 +107,35 @@ def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, se
         "edge": best in (0, GRID - 1),
     }
     return Gamma(
-        float(grid[best]), float(grid[low]), float(grid[high]), "training", len(table), len(names), how, details
+        float(grid[best]),
+        float(grid[low]),
+        float(grid[high]),
+        "training",
+        len(table),
+        0 if few else len(names),
+        how,
+        details,
     )
+
+
+def cut_by_response(groups: Groups) -> Groups:
+    """Groups of pairs in eight clusters that share no response; pairs between two of them are left out.
+
+    For rows that all hang together because every response is in many of them: a response belongs to the cluster that
+    its words' digest says.
+
+    Args:
+        groups: pairs, one or more a group.
+
+    Returns:
+        The groups whose pairs are inside a cluster; the others are counted in `dropped`.
+    """
+
+    def placed(group: Group) -> Group:
+        parts = {int(text_digest(response.turns), 16) % _PARTS for response in group.responses}
+        return replace(group, cluster=str(parts.pop()) if len(parts) == 1 else None)
+
+    return groups.map(placed).filter(lambda group: group.cluster is not None, reason="between clusters")
 
 
 def _bare(groups: Groups) -> Groups:
