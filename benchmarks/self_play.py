@@ -13,7 +13,7 @@ same prompts, for the same optimizer steps, from the model of the round before, 
 - loop: samples of the policy of the round before, graded by the reward model.
 
 After each round fresh answers to held-out prompts are judged by the world itself (true utility) and by the reward
-model. Reward up and utility not: that is the reward model being exploited. Training settings, world and sizes are those
+model. Reward up and utility not: that is the reward model being exploited. Worlds, models and training settings are those
 of `marginkit.demo`.
 """
 
@@ -209,13 +209,11 @@ def _report(cells: Sequence[Mapping[str, Any]]) -> str:
     for name, words in MEASURES.items():
         shown = [interval([value(cell, place, name) for cell in cells]) for place in places]
         lines.append(f"| {words} | " + " | ".join(f"{mean:.2f} ± {half:.2f}" for mean, half in shown) + " |")
-    lines += ["", "| paired difference, same worlds | true utility | reward |", "|---|---|---|"]
+    compared = ("utility", "reward", "kl", "right")
+    lines += ["", "| paired difference, same worlds | " + " | ".join(compared) + " |", "|---" * 5 + "|"]
     comparisons = [("loop-2", other) for other in ("loop-1", "once-2", "graded-2", "start")] + [("loop-1", "graded-1")]
     for ours, other in comparisons:
-        gaps = [
-            interval([value(cell, ours, name) - value(cell, other, name) for cell in cells])
-            for name in ("utility", "reward")
-        ]
+        gaps = [interval([value(cell, ours, name) - value(cell, other, name) for cell in cells]) for name in compared]
         lines.append(f"| {ours} - {other} | " + " | ".join(f"{mean:+.2f} ± {half:.2f}" for mean, half in gaps) + " |")
     return "\n".join(lines)
 
