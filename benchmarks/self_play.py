@@ -13,8 +13,8 @@ same prompts, for the same optimizer steps, from the model of the round before, 
 - loop: samples of the policy of the round before, graded by the reward model.
 
 After each round fresh answers to held-out prompts are judged by the world itself (true utility) and by the reward
-model. Reward up and utility not: that is the reward model being exploited. Worlds, models and training settings are those
-of `marginkit.demo`.
+model. Reward up and utility not: that is the reward model being exploited. Worlds, models and training settings are
+those of `marginkit.demo`.
 """
 
 from __future__ import annotations
