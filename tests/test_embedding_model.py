@@ -23,7 +23,7 @@ from marginkit.embedders import open_embedder
 from marginkit.embedding_features import examples_of
 from marginkit.embedding_heads import Heads, HeadSettings, metrics_of, train_heads
 from marginkit.embedding_model import EmbeddingModel, is_embedding_model
-from marginkit.embedding_run import HeadForecast
+from marginkit.embedding_run import HeadForecast, check_head
 from marginkit.errors import BadInput
 from marginkit.groups import Groups, write_groups
 from marginkit.records import Group, Pair, Response
@@ -267,6 +267,12 @@ def test_what_a_head_does_not_use_is_refused(name: str, override: str, says: str
     """By its key, before data are read."""
     with pytest.raises(BadInput, match=says):
         mk.train(name, ["model.kind=embedding", "data.train=missing.jsonl", override])
+
+
+def test_a_head_has_one_process() -> None:
+    """Several would write the same files."""
+    with pytest.raises(BadInput, match="without a launcher"):
+        check_head(resolve("bt", ["model.kind=embedding"]), ranks=2)
 
 
 def test_settings_of_heads_come_before_those_of_the_recipe(tmp_path: Path) -> None:

@@ -101,8 +101,9 @@ def settle_gamma(config: RunConfig, train: Groups, out: Path, state: PartialStat
         BadInput: no evidence to choose by, or labels that nobody reads.
     """
     if not wants_gamma(config):
-        if config.data.labels:
-            raise BadInput("data.labels: is read by target.gamma=auto alone; add that, or leave data.labels out")
+        for key in ("labels", "embedder"):
+            if getattr(config.data, key):
+                raise BadInput(f"data.{key}: is read by target.gamma=auto alone; add that, or leave data.{key} out")
         return config, None
     made: list[Gamma | BadInput | None] = [None]
     if state.is_main_process:

@@ -19,7 +19,7 @@ from marginkit.card import push, write_card
 from marginkit.config import ModelConfig, RunConfig, resolve
 from marginkit.control import twin_of
 from marginkit.cost import measured_peak
-from marginkit.embedding_run import fit_head
+from marginkit.embedding_run import check_head, fit_head
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.metrics import Evaluation, evaluate
@@ -103,6 +103,8 @@ def train(
     check_model(config)
     splits = prepare(config, train)
     state = ranks(config)
+    if config.model.kind == "embedding":
+        check_head(config, state.num_processes)
     if config.out is None and state.num_processes > 1:
         raise BadInput("out is missing: with several processes, name the run directory, e.g. out=runs/mmpo-a")
     out = run_folder(config)
