@@ -145,6 +145,25 @@ def test_relatives_are_told_apart():
     assert read([{"instruction": "i", "output": "o", "input": ""}])[1].dialect == "sft"
 
 
+def test_codes_of_another_file_are_not_guessed():
+    """Who writes 0 and 1 for the two outputs does not mean alpaca_farm's 1 and 2."""
+    rows = [{"instruction": f"{n}?", "output_1": "x", "output_2": "y", "preference": n % 2} for n in range(4)]
+    with pytest.raises(BadInput, match="no known layout"):
+        read(rows)
+    assert read([row | {"preference": row["preference"] + 1} for row in rows])[1].dialect == "alpaca-farm"
+    with pytest.raises(BadInput, match="no known layout"):
+        read([{"question": "q", "answer_0": "x", "answer_1": "y", "score_0": 1, "score_1": 0}])
+    with pytest.raises(BadInput, match="no known layout"):
+        read([{"info": "text", "summary": "short"}])
+
+
+def test_a_graded_transcript_is_not_taken_for_hh_rlhf():
+    said = {side: f"\n\nHuman: Hi\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    assert read([said])[1].dialect == "hh-rlhf"
+    groups, findings = read([said | {"score_chosen": 2, "score_rejected": 1}])
+    assert (findings.dialect, grades(groups[0])) == ("pair", [2.0, 1.0])
+
+
 @pytest.mark.parametrize("hub", ["stanfordnlp/SHP-2", "stanfordnlp/shp"])
 def test_a_hub_name_is_said(monkeypatch, hub):
     import datasets
@@ -305,6 +324,15 @@ def test_annotators_of_helpsteer_are_kept_with_their_sign():
     assert chosen.text == "A carrot."
     assert chosen.ratings == (Rating("annotator 1", 2.0, "preference"), Rating("annotator 2", -1.0, "preference"))
     assert [rating.value for rating in rejected.ratings] == [0.0, 0.0]
+
+
+def test_annotators_of_a_tie_keep_their_sign_too():
+    """Below 0 is for the first response, and the first one is told of in a tie."""
+    row = first("helpsteer3_preference.jsonl", overall_preference=0)
+    row["individual_preference"] = [{"score": -2}, {"score": 1}]
+    group = read([row])[0][0]
+    assert (group.responses[0].text, group.pairs[0].tie) == (row["response1"], True)
+    assert [[rating.value for rating in one.ratings] for one in group.responses] == [[2.0, -1.0], [0.0, 0.0]]
 
 
 def test_nectar_ranks_from_one_and_drops_answers_that_go_on_as_the_user():
@@ -623,6 +651,32 @@ def test_column_sets_of_other_trainers(name):
     assert content_text(groups[0].prompt).split("\n")[-1] == "q"
     if "margin" in row or "precomputed_margin" in row:
         assert groups[0].pairs[0].strength == next(row[key] for key in row if "margin" in key)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, (_, dialect, _) in TRAINERS.items() if "swift" in dialect or "llama" in dialect]
+)
+def test_evidence_beside_the_columns_of_other_trainers_is_kept(name):
+    row, dialect, _ = TRAINERS[name]
+    row = row | {"chosen_rating": 4, "score_rejected": 1.5, "votes": [3, 1], "chosen_model": "m"}
+    groups, findings = read([row])
+    assert (findings.dialect, grades(groups[0])) == (dialect, [4.0, 1.5])
+    assert (groups[0].pairs[0].votes, groups[0].responses[0].model) == ((3.0, 1.0, 0.0), "m")
+    assert not any("not read" in note for note in findings.notes)
+
+
+def test_evidence_of_a_dialect_in_table_cells(tmp_path):
+    (tmp_path / "a.csv").write_text('instruction,chosen,rejected,margin,votes\nq,x,y,2.5,"[3, 1]"\n')
+    groups, findings = read_groups(tmp_path / "a.csv")
+    assert findings.dialect == "llama-factory"
+    assert groups[0].pairs[0] == Pair(0, 1, strength=2.5, votes=(3.0, 1.0, 0.0))
+
+
+def test_pku_labels_may_be_text_and_must_be_there():
+    row = first("pku_saferlhf.jsonl")
+    text = row | {name: str(row[name]) for name in ("better_response_id", "safer_response_id")}
+    assert texts(read([text])[0][0]) == texts(read([row])[0][0])
+    assert read([row | {"better_response_id": None}])[1].dropped == {"missing evidence": 1}
 
 
 def test_reward_bench_2_with_several_correct_responses():

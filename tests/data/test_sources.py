@@ -1,6 +1,7 @@
 """Files of every kind and layout become the same groups, and every row is accounted for."""
 
 import csv
+import gzip
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from marginkit.data import files
 from marginkit.data.sources import read_groups
 from marginkit.errors import BadInput
 from marginkit.groups import Groups, write_groups
@@ -263,7 +265,7 @@ def test_unknown_layout_names_the_columns_and_the_near_misses():
     assert refusal([{"prompt": "p", "choosen": "x", "rejected": "y"}]) == (
         "rows in memory: no known layout has the columns prompt, choosen, rejected; 'choosen': did you mean 'chosen'? "
         "A layout needs chosen and rejected, or prompt and responses, or messages, or instruction and output, or "
-        'prompt and completion; rename with columns={"<column>": "<known name>"}'
+        'prompt and completion; rename with columns={"<column>": "<known name>"}, or give a mapping'
     )
 
 
@@ -317,6 +319,11 @@ WRITERS = {
     "a.csv": as_csv,
     "a.tsv": lambda path, rows: as_csv(path, rows, "\t"),
     "folder/a": as_folder,
+    "a.jsonl.gz": lambda path, rows: path.write_bytes(gzip.compress(write_jsonl(path, rows).read_bytes())),
+    "a.CSV.GZ": lambda path, rows: (as_csv(path, rows), path.write_bytes(gzip.compress(path.read_bytes()))),
+    "packed/a.json.gz": lambda path, rows: path.write_bytes(gzip.compress(json.dumps(rows).encode())),
+    "semicolons/a.csv": lambda path, rows: as_csv(path, rows, ";"),
+    "tabs/a.csv": lambda path, rows: as_csv(path, rows, "\t"),
 }
 
 
@@ -325,7 +332,8 @@ def test_every_kind_of_file_gives_the_same_groups(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     WRITERS[name](path, SAMPLE)
-    expected, _ = read_groups(write_jsonl(tmp_path / "a.jsonl", SAMPLE))
+    (tmp_path / "lines").mkdir()
+    expected, _ = read_groups(write_jsonl(tmp_path / "lines" / "a.jsonl", SAMPLE))
     groups, findings = read_groups(path)
     assert list(groups) == list(expected)
     assert [group.pairs[0].votes for group in groups] == [(3.0, float(n), 1.0) for n in range(3)]
@@ -398,6 +406,45 @@ def test_a_file_of_no_objects_is_refused(tmp_path):
     assert refusal(path).startswith("a.jsonl:1: the JSON is broken at column 1 (Expecting value)")
 
 
+def test_an_array_in_lines_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("[1, 2]\n")
+    fix = "a row is one object; an array of rows belongs in a .json file"
+    assert refusal(path) == f"a.jsonl:1: the row is [1, 2]; {fix}; none of the first rows can be read"
+
+
+def test_broken_gzip_files_are_refused(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress("\n".join(json.dumps({**GOOD, "prompt": f"{n}?"}) for n in range(50)).encode())
+    for content, rule in (
+        (whole[:-20], "broken gzip (Compressed file ended before the end"),
+        (b"hi", "broken gzip (Not a gzipped file"),
+        (whole[:20] + b"\xff" * 40 + whole[60:], "broken gzip ("),
+        (gzip.compress(b""), "is empty"),
+    ):
+        path.write_bytes(content)
+        said = refusal(path)
+        assert said.startswith("a.jsonl.gz")
+        assert rule in said
+    (tmp_path / "a.parquet.gz").write_bytes(whole)
+    assert "cannot read .gz" in refusal(tmp_path / "a.parquet.gz")
+
+
+def test_a_packed_file_keeps_the_limit_of_json(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "JSON_LIMIT", 100)
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[" + b" " * 200 + b"]"))
+    assert refusal(tmp_path / "a.json.gz").startswith("a.json.gz: a .json file is read whole, and this one has more")
+
+
+def test_a_stray_row_of_another_layout_does_not_decide(tmp_path):
+    """Most rows say what the layout of a file is; the others are refused by name."""
+    other = [{"prompt": "p", "responses": [{"text": "x", "score": 1}]}, {"instruction": "i", "output": "o"}]
+    rows = [*other, *({**GOOD, "prompt": f"{n}?"} for n in range(3))]
+    _, findings = read_groups(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert (findings.dialect, findings.read, findings.kept) == ("pair", 5, 3)
+    assert findings.dropped == {"missing text": 2}
+
+
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_an_empty_file_is_refused(tmp_path, text):
     (tmp_path / "a.jsonl").write_text(text)
@@ -417,7 +464,7 @@ def test_a_misnamed_file_is_refused_with_the_nearest_names(tmp_path):
 
 def test_what_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    kinds = ".jsonl, .ndjson, .json, .parquet, .csv, .tsv"
+    kinds = ".jsonl, .ndjson, .json, .parquet, .csv, .tsv, and text files as .gz"
     assert refusal(tmp_path / "a.txt") == f"{tmp_path / 'a.txt'}: cannot read .txt; marginkit reads {kinds}"
     (tmp_path / "a.parquet").write_text("x")
     assert refusal(tmp_path / "a.parquet").startswith("a.parquet: not a Parquet file (")
@@ -437,7 +484,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     assert refusal({"prompt": "p"}).startswith('source is {"prompt": "p"}: give a path')
     assert refusal(3).startswith("source is 3: give a path")
     (tmp_path / "a.csv").write_bytes(b"prompt,chosen,rejected\np,x,\xff\n")
-    assert refusal(tmp_path / "a.csv").startswith("a.csv: not UTF-8, after line ")
+    assert refusal(tmp_path / "a.csv").startswith("a.csv: not UTF-8, at line 1 or soon after; save")
 
 
 def test_several_sources(tmp_path):
@@ -503,7 +550,8 @@ def test_hub_trouble_is_one_line(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert refusal("someone/feedback") == (
-        "someone/feedback: no such file, and not to be had from the hub (ConnectionError: no network); check the name"
+        "someone/feedback: no such file, and not to be had from the hub (ConnectionError: no network); "
+        "check the name and the network"
     )
 
 

@@ -147,7 +147,7 @@ def _refuse(found: Findings, survey: Survey, *, strict: bool) -> None:
         raise BadInput(f"{found.file}: training would refuse it: {why}")
     if not strict:
         return
-    refused = next((item for item in found.items if item.severity == "drop" and item.reason != "tie"), None)
+    refused = next((item for item in found.items if item.severity == "drop" and item.reason in found.broken), None)
     if refused is not None:
         raise BadInput(f"strict: {refused}")
     worst = next((remark for remark in survey.remarks if remark.level in ("problem", "warning")), None)

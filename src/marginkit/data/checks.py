@@ -18,6 +18,7 @@ from marginkit.records import ROLES, Content, Turn
 Severity = Literal["drop", "warn"]
 FINDINGS_PER_REASON = 20
 TEXT_LIMIT = 10_000_000  # characters of one text
+_NO_RULE_BROKEN = ("tie", "no answers", "deleted message")  # ties that are asked to be dropped, leaves of trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,11 @@ class Findings:
     def first(self, reason: str) -> Finding | None:
         """The first finding under a reason."""
         return next((finding for finding in self.items if finding.reason == reason), None)
+
+    @property
+    def broken(self) -> dict[str, int]:
+        """Rows that broke a rule, by reason: of those left out, all but ties dropped by choice and leaves of trees."""
+        return {reason: count for reason, count in self.dropped.items() if reason not in _NO_RULE_BROKEN}
 
     def table(self) -> list[tuple[str, int]]:
         """Rows of the kept/dropped table: what, and how many."""

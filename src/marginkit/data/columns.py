@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -54,7 +55,8 @@ class Columns:
         """
         held = list(dict.fromkeys(str(key) for row in rows for key in row))
         named = self.names(held)
-        layout = detect(named)
+        layout = next(iter(Counter(filter(None, (detect(self.names(row)) for row in rows))).most_common(1)), (None,))[0]
+        layout = layout or detect(named)
         formats = [row["format"] for row in rows if str(row.get("format")).startswith("marginkit/")]
         if formats and layout == "multi-response":
             layout = "native"
@@ -230,6 +232,6 @@ def _layouts(held: Sequence[str]) -> str:
         [
             *near,
             "A layout needs chosen and rejected, or prompt and responses, or messages, or instruction and output, or",
-            'prompt and completion; rename with columns={"<column>": "<known name>"}',
+            'prompt and completion; rename with columns={"<column>": "<known name>"}, or give a mapping',
         ]
     )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import difflib
+import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +20,7 @@ from marginkit.data.checks import RowRefused, shown
 from marginkit.data.splits import resolve_split
 from marginkit.errors import BadInput
 
-READABLE = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+READABLE = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")  # the texts among them also as .gz
 LINE_LIMIT = 1 << 26  # bytes of one line, and characters of one table cell
 JSON_LIMIT = 1 << 30  # bytes of a .json file, which is read whole
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -82,14 +86,14 @@ def _named(source: str | Path, split: str | None, config_name: str | None) -> li
     if path.is_dir():
         return _saved(path, split)
     if not path.exists():
-        known = path.suffix.lower() in READABLE
+        known = _kind(path) in READABLE
         if _HUB_NAME.fullmatch(name) and isinstance(source, str) and not known and not path.parent.is_dir():
             return _hub(name, split, config_name)
         raise BadInput(f"{name}: no such file{_nearest(path)}")
-    kind = path.suffix.lower()
-    if kind not in READABLE:
-        known_kinds = ", ".join(READABLE)
-        raise BadInput(f"{name}: cannot read {kind or 'a file without an extension'}; marginkit reads {known_kinds}")
+    kind, packed = _kind(path), path.suffix.lower() == ".gz"
+    if kind not in READABLE or (packed and kind == ".parquet"):
+        what = path.suffix or "a file without an extension"
+        raise BadInput(f"{name}: cannot read {what}; marginkit reads {', '.join(READABLE)}, and text files as .gz")
     if path.stat().st_size == 0:
         raise BadInput(f"{name} is empty; give a file with at least one row")
     if kind != ".parquet":
@@ -100,8 +104,15 @@ def _named(source: str | Path, split: str | None, config_name: str | None) -> li
     elif kind == ".json":
         rows, total = _json(path)
     else:
-        rows = _lines(path) if kind in (".jsonl", ".ndjson") else _table(path, "\t" if kind == ".tsv" else ",")
-    return [Stream(path.name, path.stem, rows, total, path.stem, untyped=kind in (".csv", ".tsv"))]
+        rows = _lines(path) if kind in (".jsonl", ".ndjson") else _table(path, "\t" if kind == ".tsv" else None)
+    stem = Path(path.stem).stem if packed else path.stem
+    return [Stream(path.name, stem, rows, total, stem, untyped=kind in (".csv", ".tsv"))]
+
+
+def _kind(path: Path) -> str:
+    """The extension that says what is in a file; that of a.jsonl.gz is .jsonl."""
+    kind = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if kind == ".gz" else kind
 
 
 def _nearest(path: Path) -> str:
@@ -112,7 +123,7 @@ def _nearest(path: Path) -> str:
     close = difflib.get_close_matches(path.name, present, n=3, cutoff=0.6)
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    readable = [name for name in present if Path(name).suffix.lower() in READABLE]
+    readable = [name for name in present if _kind(Path(name)) in READABLE]
     return f"; {path.parent} holds {', '.join(readable[:5]) or 'no file that marginkit reads'}"
 
 
@@ -120,8 +131,18 @@ def _nearest(path: Path) -> str:
 # Text files
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
+    """The bytes of a file, unpacked on the way where it is a .gz."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb", buffering=0) as raw:
+            yield io.BufferedReader(raw, 1 << 20)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise BadInput(f"{path.name}: broken gzip ({_first_line(error)}); pack it again") from None
+
+
 def _refuse_wide(path: Path) -> None:
-    with path.open("rb") as content:
+    with _opened(path) as content:
         start = content.read(4)
     wide = _WIDE.get(start[:2]) or ("UTF-32" if start == b"\0\0\xfe\xff" else None)
     if wide:
@@ -144,7 +165,7 @@ def _parsed(raw: bytes) -> object:
 
 
 def _lines(path: Path) -> Iterator[RawRow]:
-    with path.open("rb", buffering=1 << 20) as content:
+    with _opened(path) as content:
         for n, line in enumerate(iter(partial(content.readline, LINE_LIMIT + 1), b""), 1):
             if len(line) > LINE_LIMIT and not line.endswith(b"\n"):
                 while (more := content.readline(1 << 20)) and not more.endswith(b"\n"):
@@ -161,10 +182,12 @@ def _lines(path: Path) -> Iterator[RawRow]:
 
 def _json(path: Path) -> tuple[Iterator[RawRow], int]:
     """A whole JSON file: it has to be in memory at once, so large data belongs in JSON lines."""
-    if path.stat().st_size > JSON_LIMIT:
+    with _opened(path) as content:
+        whole = content.read(JSON_LIMIT + 1)
+    if len(whole) > JSON_LIMIT:
         rule = f"a .json file is read whole, and this one has more than {JSON_LIMIT:,} bytes"
         raise BadInput(f"{path.name}: {rule}; write one row a line, as .jsonl")
-    value = _parsed(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    value = _parsed(whole.removeprefix(b"\xef\xbb\xbf"))
     if isinstance(value, RowRefused):
         raise BadInput(f"{path.name}: {value.rule}; if it holds one object a line, name it .jsonl")
     if isinstance(value, dict):
@@ -205,9 +228,17 @@ def typed_cell(name: str, cell: Any) -> Any:
     return cell
 
 
-def _table(path: Path, delimiter: str) -> Iterator[RawRow]:
+def _delimiter(path: Path) -> str:
+    """What separates the cells of a .csv: a comma, but some programs write semicolons or tabs."""
+    with _opened(path) as content:
+        header = content.readline(1 << 16)
+    return next((mark for mark in ",;\t" if mark.encode() in header), ",")
+
+
+def _table(path: Path, delimiter: str | None) -> Iterator[RawRow]:
     csv.field_size_limit(LINE_LIMIT)  # the default refuses texts over 128 KiB
-    with path.open(encoding="utf-8-sig", newline="") as sink:
+    delimiter = delimiter or _delimiter(path)
+    with _opened(path) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline="") as sink:
         reader = csv.reader(sink, delimiter=delimiter)
         try:
             header = next(reader, [])
@@ -224,7 +255,8 @@ def _table(path: Path, delimiter: str) -> Iterator[RawRow]:
                     yield RawRow(f"{path.name}:{n}", n, value)
                 n = reader.line_num + 1
         except UnicodeDecodeError:
-            raise BadInput(f"{path.name}: not UTF-8, after line {reader.line_num}; save the file as UTF-8") from None
+            where = f"at line {reader.line_num + 1} or soon after"
+            raise BadInput(f"{path.name}: not UTF-8, {where}; save the file as UTF-8") from None
         except csv.Error as error:
             raise BadInput(f"{path.name}:{reader.line_num}: broken table ({error}); save it as JSON lines") from None
 
@@ -297,7 +329,9 @@ def _hub(name: str, split: str | None, config_name: str | None) -> list[Stream]:
         loaded = datasets.load_dataset(name, config_name, streaming=True)
     except Exception as error:  # whatever the hub client raises, the user named a dataset that cannot be had
         what = f"{type(error).__name__}: {_first_line(error)}"
-        raise BadInput(f"{name}: no such file, and not to be had from the hub ({what}); check the name") from None
+        raise BadInput(
+            f"{name}: no such file, and not to be had from the hub ({what}); check the name and the network"
+        ) from None
     return _dataset_streams(loaded, name, split)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from marginkit.data.admission import Admission
 from marginkit.data.checks import RowRefused, shown
 from marginkit.data.columns import Columns
-from marginkit.data.files import RawRow, Stream
+from marginkit.data.files import RawRow, Stream, typed_cell
 from marginkit.data.layouts import to_group
 from marginkit.data.multi_rows import merge, moved
 from marginkit.data.recognising import Way
@@ -116,6 +116,8 @@ class RowReader:
     def _translated(self, row: Row, raw: RawRow) -> Group | None:
         if self._dialect is not None and self._dialect.translate is not None:
             row = self._dialect.translate(row, self._rules)
+            if self._stream.untyped:
+                row = {name: typed_cell(name, value) for name, value in row.items()}
         return self._group(row, raw)
 
     def _group(self, row: Row, raw: RawRow) -> Group | None:

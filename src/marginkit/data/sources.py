@@ -21,7 +21,6 @@ from marginkit.groups import Groups
 from marginkit.records import Group
 
 _ROWS_TO_DETECT = 50
-_NO_RULE_BROKEN = ("tie", "no answers", "deleted message")  # ties that are asked to be dropped, leaves of trees
 
 Source = str | Path | Iterable[Any]
 
@@ -100,7 +99,7 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _refuse_too_many(findings: Findings, contradiction_limit: float, strict: bool) -> None:
-    broken = {reason: count for reason, count in findings.dropped.items() if reason not in _NO_RULE_BROKEN}
+    broken = findings.broken
     if strict and broken:
         first = next(finding for finding in findings.items if finding.reason in broken and finding.severity == "drop")
         raise BadInput(f"{sum(broken.values())} of {findings.read} rows break a rule (strict), the first: {first}")
@@ -177,10 +176,9 @@ class _Reading:
         objects = [raw.value for raw in first if isinstance(raw.value, Mapping)]
         if not objects:
             value = first[0].value
-            rule = value.rule if isinstance(value, RowRefused) else f"the row is {shown(value)}"
-            raise BadInput(
-                f"{first[0].place}: {rule}; none of the first rows is an object, so there is nothing to read"
-            )
+            fix = "a row is one object; an array of rows belongs in a .json file"
+            said = value if isinstance(value, RowRefused) else f"the row is {shown(value)}; {fix}"
+            raise BadInput(f"{first[0].place}: {said}; none of the first rows can be read")
         way = find_way(stream.file, objects, self.columns, stream.hub, self.mapping)
         self.ways.setdefault(way.name, way)
         return first, way

@@ -90,9 +90,9 @@ def _axis(row: Row, rules: Rules) -> Row:
 def _alpaca_farm(row: Row, rules: Rules) -> Row:
     head, more = row.get("instruction"), row.get("input")
     prompt = f"{head}\n\n{more}" if isinstance(head, str) and isinstance(more, str) and more.strip() else head
-    better = coded(numeral(row.get("preference"), "preference"), "preference", {1.0: 0, 2.0: 1, 0.0: None, 1.5: None})
+    better = coded(numeral(row.get("preference"), "preference"), "preference", {1.0: 0, 2.0: 1})
     said = numeral(row.get("raw_preference"), "raw_preference")
-    strength = None if said is None or better is None else 2.5 - said if better == 0 else said - 2.5
+    strength = None if said is None else 2.5 - said if better == 0 else said - 2.5
     return duel(prompt, [Side(row.get(f"output_{at}")) for at in (1, 2)], better, margin=strength)
 
 
@@ -115,6 +115,7 @@ DIALECTS = (
         ("question", "answer_0", "answer_1", "score_0", "score_1"),
         ("openai/webgpt_comparisons",),
         translate=_webgpt,
+        marks=lambda columns, rows: any(isinstance(row.get("question"), Mapping) for row in rows),
         repeats=True,
         notes=("grade = score_0 and score_1 (-1 to 1, one the negative of the other); equal scores are a tie",),
     ),
@@ -138,6 +139,7 @@ DIALECTS = (
         ("openai/summarize_from_feedback",),
         ("worker", "split"),
         translate=_axis,
+        marks=lambda columns, rows: any(isinstance(row.get("summary"), Mapping) for row in rows),
         key=lambda row: held(row, "info"),
         repeats=True,
         notes=(
@@ -152,7 +154,12 @@ DIALECTS = (
         ("tatsu-lab/alpaca_farm",),
         ("input", "raw_preference"),
         translate=_alpaca_farm,
-        marks=lambda columns, rows: not {"generator_1", "generator_2"} & columns,
+        marks=lambda columns, rows: (
+            not {"generator_1", "generator_2"} & columns
+            and all(
+                str(row.get("preference")) in ("1", "2", "1.0", "2.0", "None") for row in rows
+            )  # 0 and 1 are another code
+        ),
         notes=("preference: 1 is output_1, 2 is output_2; strength = |raw_preference - 2.5| (1 to 4)",),
     ),
 )

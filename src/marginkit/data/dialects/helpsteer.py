@@ -35,7 +35,7 @@ def _attributes(row: Row, rules: Rules) -> Row:
 def _signed(prompt: object, texts: tuple[object, object], overall: float | None, single: list[Any]) -> dict[str, Any]:
     """A strength below 0 is for the first response; each annotator's strength is a rating, the other response at 0."""
     better = None if not overall else 0 if overall < 0 else 1
-    toward = -1.0 if better == 0 else 1.0  # ratings are told of the better response
+    toward = 1.0 if better == 1 else -1.0  # ratings are told of the better response, of the first in a tie
     values = [(at, numeral(value, "individual preference")) for at, value in enumerate(single, 1)]
     raters = [(f"annotator {at}", value) for at, value in values if value is not None]
     better_ratings = [{"rater": rater, "value": toward * value, "aspect": "preference"} for rater, value in raters]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from marginkit.data.checks import RowRefused
 from marginkit.data.dialects.record import Dialect, Side, coded, duel, numeral, texts_like
 from marginkit.data.rows import Row, Rules
 
@@ -11,8 +12,10 @@ _AXES = ("better_response_id", "safer_response_id")
 
 
 def _pku(row: Row, rules: Rules, axis: str) -> Row:
-    better, safer = (coded(numeral(row.get(name), name), name, {0.0: 0, 1.0: 1, None: None}) for name in _AXES)
-    chosen = coded(row.get(axis), axis, {0: 0, 1: 1})
+    said = {name: coded(numeral(row.get(name), name), name, {0.0: 0, 1.0: 1, None: None}) for name in _AXES}
+    better, safer = (said[name] for name in _AXES)
+    if said[axis] is None:
+        raise RowRefused("missing evidence", f"{axis} is null", "remove the row")
     if None not in (better, safer) and better != safer:
         rule = f"better_response_id is {better}, safer_response_id is {safer}"
         rules.warn(DISAGREE, rule, f"{axis} is read")
@@ -31,7 +34,7 @@ def _pku(row: Row, rules: Rules, axis: str) -> Row:
         )
         for at in (0, 1)
     ]
-    return {**duel(row.get("prompt"), sides, chosen), "subset": row.get("prompt_source")}
+    return {**duel(row.get("prompt"), sides, said[axis]), "subset": row.get("prompt_source")}
 
 
 _PKU_READS = (
@@ -48,7 +51,7 @@ DIALECTS = (
         ("chosen", "rejected"),
         ("Anthropic/hh-rlhf",),
         marks=lambda columns, rows: (
-            "prompt" not in columns and all(texts_like(rows, side, "Human:") for side in ("chosen", "rejected"))
+            columns == {"chosen", "rejected"} and all(texts_like(rows, side, "Human:") for side in columns)
         ),
         notes=("there is no grade: the label alone",),
     ),

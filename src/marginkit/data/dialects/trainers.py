@@ -7,14 +7,25 @@ from typing import Any
 
 from marginkit.data.checks import RowRefused, shown
 from marginkit.data.dialects.record import Dialect, coded, entries_hold, held, listed, numeral
+from marginkit.data.layouts import ALIASES, COLUMNS
 from marginkit.data.rows import Row, Rules
 
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_SHARED = ("id", "split", "subset", "source", "system", "tools", "margin", "weight")
+_SHARED = ("id", "split", "subset", "source", "system", "tools", "weight")
+_EVIDENCE = tuple(name for name in (*COLUMNS["pair"], *ALIASES) if name not in ("prompt", "chosen", "rejected"))
 
 
 def _shared(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in _SHARED if row.get(name) is not None}
+
+
+def _pair(row: Row, prompt: object, chosen: object, rejected: object) -> Row:
+    """A pair with all that the pair layout would read beside its texts."""
+    beside: dict[str, Any] = {}
+    for name in reversed(_EVIDENCE):  # the known names win over the others
+        if row.get(name) is not None:
+            beside[ALIASES.get(name, name)] = row[name]
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | beside
 
 
 def _unpaired(row: Row, rules: Rules) -> Row:
@@ -40,35 +51,31 @@ def _ranked(row: Row, rules: Rules) -> Row:
 
 
 def _aligner(row: Row, rules: Rules) -> Row:
-    made = {"prompt": row.get("prompt")} | _shared(row)
-    for side in ("chosen", "rejected"):
-        made |= {side: row.get(f"{side}_response"), f"score_{side}": row.get(f"{side}_reward")}
-    return made
+    return _pair(row, row.get("prompt"), row.get("chosen_response"), row.get("rejected_response"))
 
 
 def _swift(row: Row, rules: Rules) -> Row:
     chosen, rejected = listed(row.get("messages"), "messages"), row.get("rejected_messages")
     if rejected is not None:
-        return {"chosen": chosen, "rejected": listed(rejected, "rejected_messages")} | _shared(row)
+        return _pair(row, None, chosen, listed(rejected, "rejected_messages"))
     said = row.get("rejected_response")
     if not isinstance(said, str):
         raise RowRefused("missing text", f"rejected_response is {shown(said)}", "give a string, or rejected_messages")
-    return {"chosen": chosen, "rejected": [*chosen[:-1], {"role": "assistant", "content": said}]} | _shared(row)
+    return _pair(row, None, chosen, [*chosen[:-1], {"role": "assistant", "content": said}])
 
 
 def _alpaca(row: Row, rules: Rules) -> Row:
     """LLaMA-Factory's alpaca form with ranking: instruction, input and history, then two outputs."""
     head, more = row.get("instruction"), row.get("input")
     asked = f"{head}\n{more}" if isinstance(head, str) and isinstance(more, str) and more.strip() else head
-    made = {"prompt": asked, "chosen": row.get("chosen"), "rejected": row.get("rejected")} | _shared(row)
     if not row.get("history"):
-        return made
+        return _pair(row, asked, row.get("chosen"), row.get("rejected"))
     turns: list[dict[str, Any]] = []
     for at, exchange in enumerate(listed(row["history"], "history")):
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
             raise RowRefused("malformed row", f"history[{at}] is {shown(exchange)}", "give [user, assistant]")
         turns += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
-    return made | {"prompt": [*turns, {"role": "user", "content": asked}]}
+    return _pair(row, [*turns, {"role": "user", "content": asked}], row.get("chosen"), row.get("rejected"))
 
 
 def _spoken(value: object, key: str) -> dict[str, Any]:
@@ -82,8 +89,7 @@ def _sharegpt(row: Row, rules: Rules) -> Row:
     """LLaMA-Factory's sharegpt (or messages) form with ranking."""
     name = "conversations" if row.get("conversations") is not None else "messages"
     turns = [_spoken(turn, f"{name}[{at}]") for at, turn in enumerate(listed(row.get(name), name))]
-    sides = {side: [_spoken(row.get(side), side)] for side in ("chosen", "rejected")}
-    return {"prompt": turns, **sides} | _shared(row)
+    return _pair(row, turns, *([_spoken(row.get(side), side)] for side in ("chosen", "rejected")))
 
 
 def _one_turn(rows: Sequence[Row]) -> bool:
@@ -117,7 +123,7 @@ DIALECTS = (
         "nemo-aligner",
         "pair",
         ("prompt", "chosen_response", "rejected_response"),
-        reads=("chosen_reward", "rejected_reward", *_SHARED),
+        reads=_EVIDENCE,
         translate=_aligner,
         notes=("grade = chosen_reward and rejected_reward",),
     ),
@@ -125,21 +131,21 @@ DIALECTS = (
         "ms-swift",
         "pair",
         ("messages", "rejected_response"),
-        reads=("rejected_messages", *_SHARED),
+        reads=("rejected_messages", *_EVIDENCE),
         translate=_swift,
     ),
     Dialect(
         "ms-swift-messages",
         "pair",
         ("messages", "rejected_messages"),
-        reads=_SHARED,
+        reads=_EVIDENCE,
         translate=_swift,
     ),
     Dialect(
         "llama-factory",
         "pair",
         ("instruction", "chosen", "rejected"),
-        reads=("input", "history", *_SHARED),
+        reads=("input", "history", *_EVIDENCE),
         translate=_alpaca,
         marks=lambda columns, rows: "prompt" not in columns,
     ),
@@ -147,7 +153,7 @@ DIALECTS = (
         "llama-factory-sharegpt",
         "pair",
         ("conversations", "chosen", "rejected"),
-        reads=_SHARED,
+        reads=_EVIDENCE,
         translate=_sharegpt,
         marks=lambda columns, rows: _one_turn(rows),
     ),
@@ -155,7 +161,7 @@ DIALECTS = (
         "llama-factory-messages",
         "pair",
         ("messages", "chosen", "rejected"),
-        reads=_SHARED,
+        reads=_EVIDENCE,
         translate=_sharegpt,
         marks=lambda columns, rows: _one_turn(rows),
     ),

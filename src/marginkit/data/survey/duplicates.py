@@ -128,7 +128,7 @@ class Duplicates:
         return again, len(other), int(other[0]) if len(other) else -1
 
     def _constant_answers(self) -> list[dict[str, Any]]:
-        found = []
+        found: list[dict[str, Any]] = []
         for key, known in self.repeated.items():
             judged = known.wins + known.losses
             if len(known.prompts) >= _CONSTANT_PROMPTS and judged >= _CONSTANT_PROMPTS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from marginkit.data.checks import Findings
 from marginkit.data.survey.remarks import Level, Remark, share
 
 TOO_MANY = 0.05  # share of rows; above, training refuses contradictions
-_CHOSEN = ("tie",)  # left out because it was asked for
 
 
 def about_reading(findings: Findings) -> list[Remark]:
@@ -22,19 +23,20 @@ def about_reading(findings: Findings) -> list[Remark]:
         >>> about_reading(Findings("a.jsonl", "pair", read=3, kept=3))[0].says
         'all 3 rows are kept'
     """
-    dropped = {reason: count for reason, count in findings.dropped.items() if reason not in _CHOSEN}
+    dropped = findings.broken
     contrary = dropped.pop("contradiction", 0)
     duplicates = dropped.pop("duplicate row", 0)
     remarks = []
     if not findings.kept:
-        remarks.append(Remark("rows", "problem", "no row is left", _fix(findings, max(findings.dropped, default=""))))
+        remarks.append(Remark("rows", "problem", "no row is left", _fix(findings, _most(findings.dropped))))
     elif dropped:
         count = sum(dropped.values())
-        most = max(dropped, key=lambda reason: dropped[reason])
         level: Level = "problem" if count > TOO_MANY * findings.read else "warning"
         words = ", ".join(f"{reason} {number:,}" for reason, number in dropped.items())
         remarks.append(
-            Remark("rows", level, f"{share(count, findings.read)} rows refused: {words}", _fix(findings, most))
+            Remark(
+                "rows", level, f"{share(count, findings.read)} rows refused: {words}", _fix(findings, _most(dropped))
+            )
         )
     else:
         remarks.append(Remark("rows", "ok", f"all {findings.read:,} rows are kept" if not findings.dropped else ""))
@@ -53,6 +55,10 @@ def about_reading(findings: Findings) -> list[Remark]:
         fix = "" if first is None else f"first {first.place}: {first.rule}; {first.fix}"
         remarks.append(Remark("rows", "note", f"{share(count, findings.read)} rows: {reason}", fix))
     return [remark for remark in remarks if remark.says]
+
+
+def _most(dropped: Mapping[str, int]) -> str:
+    return max(dropped, key=lambda reason: dropped[reason], default="")
 
 
 def _fix(findings: Findings, reason: str) -> str:
