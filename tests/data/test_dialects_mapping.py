@@ -149,6 +149,18 @@ def test_a_table_through_a_mapping(tmp_path):
     assert findings.dropped == {"wrongly typed evidence": 1}
 
 
+def test_lists_in_table_cells(tmp_path):
+    """A cell holds the JSON of a list; what holds none in any row is named."""
+    lines = ["q,answers", '1?,"[{""t"": ""x"", ""s"": 2}, {""t"": ""y"", ""s"": 1}]"', "2?,none"]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    mapping = {"prompt": "q", "responses": {"from": "answers", "text": "t", "score": "s"}}
+    groups, findings = read(tmp_path / "a.csv", mapping)
+    assert [(r.text, r.grade) for r in groups[0].responses] == [("x", 2.0), ("y", 1.0)]
+    assert findings.dropped == {"malformed row": 1}
+    told = "mapping: responses.from: verdict is a list with entries in none of the first rows"
+    assert refusal({"prompt": "q.text", "responses": {"from": "verdict", "text": "."}}) == told
+
+
 def test_fields_with_odd_names():
     row = {"a.b": "?", "fine-grained_score": 3, "x": [["deep"], "low"]}
     given = {"prompt": "a.b", "chosen": "x.0.0", "rejected": "x.1", "margin": "fine-grained_score"}

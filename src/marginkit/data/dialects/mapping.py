@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _NUMBERS = (
     *("score_chosen", "score_rejected", "score_a", "score_b", "score", "utility"),
     *(*_GAPS, "p_chosen", "p_a", "preference", "weight"),
 )
+_ABSENT = object()
 _SIGNED = tuple(name for name in _NUMBERS if name not in ("p_chosen", "p_a", "weight"))
 
 
@@ -199,21 +201,7 @@ def _fields(value: object, prefix: str = "", depth: int = 4) -> set[str]:
 
 
 def _has(row: object, path: str) -> bool:
-    if path == ".":
-        return True
-    if isinstance(row, Mapping):
-        head, dot, rest = path.partition(".")
-        return path in row or (bool(dot) and head in row and _has(row[head], rest))
-    if isinstance(row, list | tuple):
-        head, dot, rest = path.partition(".")
-        return (
-            head.isascii()
-            and head.isdigit()
-            and len(head) < 9
-            and int(head) < len(row)
-            and (not dot or _has(row[int(head)], rest))
-        )
-    return False
+    return path == "." or pick(row, path, _ABSENT) is not _ABSENT
 
 
 def _paths(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -252,10 +240,22 @@ def _check_paths(given: Mapping[str, Any], rows: Sequence[Any], where: str) -> N
         among = rows
         if "from" in entry:
             check("responses.from", entry["from"], rows)
-            lists = [pick(row, entry["from"]) for row in rows]
-            among = [one for held in lists if isinstance(held, list | tuple) for one in held]
+            among = _listed_in(rows, entry["from"])
+            if not among:
+                raise BadInput(
+                    f"{where}: responses.from: {entry['from']} is a list with entries in none of the first rows"
+                )
         for key, path in _paths({name: value for name, value in entry.items() if name != "from"}):
             check(f"responses.{key}", path, among)
+
+
+def _listed_in(rows: Sequence[Any], path: str) -> list[Any]:
+    """All entries of the lists under a path; what is no list is refused row by row, later."""
+    entries: list[Any] = []
+    for row in rows:
+        with suppress(RowRefused):
+            entries += listed(pick(row, path), path)
+    return entries
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -95,8 +95,8 @@ def duel(prompt: object, sides: Iterable[Side], better: int | None, **evidence: 
     return row
 
 
-def pick(row: object, path: str) -> Any:
-    """What a dotted path names, or None: a column of that whole name first, numbers count in lists.
+def pick(row: object, path: str, absent: Any = None) -> Any:
+    """What a dotted path names, else `absent`: a column of that whole name first, numbers count in lists.
 
     Example:
         >>> pick({"answers": [{"text": "Apple."}]}, "answers.0.text")
@@ -106,13 +106,13 @@ def pick(row: object, path: str) -> Any:
         if path in row:
             return row[path]
         head, dot, rest = path.partition(".")
-        return pick(row.get(head), rest) if dot else None
+        return pick(row.get(head), rest, absent) if dot else absent
     if isinstance(row, list | tuple):
         head, dot, rest = path.partition(".")
         if not head.isascii() or not head.isdigit() or len(head) > 9 or int(head) >= len(row):
-            return None
-        return pick(row[int(head)], rest) if dot else row[int(head)]
-    return None
+            return absent
+        return pick(row[int(head)], rest, absent) if dot else row[int(head)]
+    return absent
 
 
 def numeral(value: object, key: str) -> float | None:
