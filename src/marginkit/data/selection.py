@@ -120,7 +120,7 @@ def select(
         BadInput: an unknown method or option, a `top` out of range, or signals that the method needs and does not get.
 
     Example:
-        >>> from marginkit.records import Pair, Response
+        >>> from marginkit.records import Group, Response
         >>> graded = [(Response("x", grade=n), Response("y", grade=1)) for n in range(5)]
         >>> rows = [Group(str(n), "?", both, pairs=(Pair(0, 1),)) for n, both in enumerate(graded)]
         >>> kept = select(Groups.from_iterable(rows), how="explicit", top=0.4)
