@@ -25,13 +25,11 @@ from marginkit.data.pairing import make_pairs
 from marginkit.data.splits import assign_clusters
 from marginkit.embedders import Embedder
 from marginkit.embedding_features import Examples, examples_of
-from marginkit.embedding_heads import Heads, HeadSettings, best_and_last, train_heads
+from marginkit.embedding_heads import Heads, HeadSettings, train_heads
 from marginkit.evaluation.calibration import expected_calibration_error, fit_temperature
-from marginkit.gamma import from_raters
-from marginkit.gamma_trained import FEW_CLUSTERS, GRID, cut_by_response, from_training
+from marginkit.gamma_trained import FEW_CLUSTERS, cut_by_response, from_training
 from marginkit.groups import Groups
 from marginkit.records import Group, Pair
-from marginkit.world import QUALITIES, make_world, preference_prob, true_gamma
 
 FILES = (
     *("feedbackqa_human_graded", "fgrlhf_human_graded", "arenabench_graded"),
@@ -40,7 +38,6 @@ FILES = (
 MOST_GROUPS, MOST_PAIRS = 1200, 6
 GRADED_SHARE = 5  # every so-manieth cluster keeps its grades, for the quality model
 SETTINGS = HeadSettings()
-RULES = ("stopped early", "to the end")
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -222,9 +219,9 @@ def estimators(name: str, path: Path, embedders: Sequence[Embedder], seeds: Sequ
         rows.append(
             {
                 **{"file": name, "estimator": estimator, "pairs": len(hard), "seeds": len(seeds)},
-                "rank": _spread(told["rank"]),
-                "target nll": _spread(told["nll"]),
-                "target ece": _spread(told["ece"]),
+                "rank": spread(told["rank"]),
+                "target nll": spread(told["nll"]),
+                "target ece": spread(told["ece"]),
                 "accuracy": interval(right, clusters),
                 "nll": interval(own, clusters),
                 "nll - hard": interval(own - hard, clusters),
@@ -239,7 +236,7 @@ def _ece(prob: Array) -> float:
     return float(expected_calibration_error(np.where(turned, 1 - prob, prob), np.where(turned, 0.0, 1.0)))
 
 
-def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean, smallest and largest over the seeds."""
     return float(np.mean(values)), float(np.min(values)), float(np.max(values))
 
@@ -253,115 +250,32 @@ def _learnt(data: Examples, train: Groups, gaps: Array | None, seed: int) -> Hea
     return train_heads(own, [loss], replace(SETTINGS, metric="eval_nll", seed=seed), dev=dev)
 
 
-# -- gamma
-
-
-def gammas(name: str, path: Path, embedder: Embedder, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """The gamma of auto against the best of the same grid on the test split of a file, under both stopping rules."""
-    whole = graded_file(path)
-    tables: dict[str, list[Array]] = {rule: [] for rule in RULES}
-    chosen: dict[str, list[int]] = {rule: [] for rule in RULES}
-    values: dict[str, list[float]] = {rule: [] for rule in RULES}
-    for seed in seeds:
-        train, test = parts(whole, seed)
-        grid: list[float] = []
-        for rule in RULES:
-            found = from_training(train, embedder, replace(SETTINGS, keep_best=rule == RULES[0]), seed)
-            grid = list(found.details["grid"])
-            chosen[rule].append(grid.index(found.value))
-            values[rule].append(found.value)
-        losses = [*(recipe("mmpo_rm", gamma=gamma) for gamma in grid), recipe("bt")]
-        own, dev = split_dev(examples_of(train, embedder), train, seed)
-        held = examples_of(without_grades(test), embedder)
-        for rule, heads in zip(RULES, best_and_last(own, losses, replace(SETTINGS, seed=seed), dev=dev), strict=True):
-            rewards = heads.rewards(held.values)[:, held.columns["pairs"]]
-            tables[rule].append(nll((rewards[..., 0] - rewards[..., 1]).numpy()))
-    clusters = clusters_of(test)
-    raters = from_raters(_with_ratings(path))
-    rows = []
-    for rule in RULES:
-        table = np.mean(tables[rule], 0)  # [GRID + 1, pair], mean over seeds
-        auto = np.mean([one[at] for one, at in zip(tables[rule], chosen[rule], strict=True)], 0)
-        best = int(table[:GRID].mean(1).argmin())
-        rows.append(
-            {
-                **{"file": name, "rule": rule, "pairs": table.shape[1], "seeds": len(seeds), "chosen": values[rule]},
-                "grid": grid,
-                "best": grid[best],
-                "nll by gamma": [float(value) for value in table.mean(1)],
-                "auto": interval(auto, clusters),
-                "auto - best": interval(auto - table[best], clusters),
-                "auto - hard": interval(auto - table[GRID], clusters),
-                "raters": None if raters is None else (raters.value, raters.low, raters.high),
+def features(name: str, path: Path, embedders: Sequence[Embedder], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """What a head reads, and its shape: accuracy and NLL of the true order on the test split."""
+    whole, rows = graded_file(path), []
+    for embedder in embedders:
+        told: dict[str, tuple[list[Array], list[Array]]] = {}
+        for seed in seeds:
+            train, test = (without_grades(part) for part in parts(whole, seed))
+            for kind, hidden in (("interaction", 0), ("response", 0), ("joined", 0), ("interaction", 32)):
+                if kind == "joined" and embedder.name != "hash":
+                    continue  # texts of their own to embed
+                own, dev = split_dev(examples_of(train, embedder, kind), train, seed)  # type: ignore[arg-type]
+                held = examples_of(test, embedder, kind)  # type: ignore[arg-type]
+                settings = replace(SETTINGS, hidden=hidden, learning_rate=0.005 if hidden else 0.02, seed=seed)
+                rewards = train_heads(own, [recipe("bt")], settings, dev=dev).rewards(held.values)[0]
+                pairs = rewards[held.columns["pairs"]].numpy()
+                right, own_nll = told.setdefault(f"{kind}{', hidden 32' if hidden else ''}", ([], []))
+                right.append((pairs[:, 0] > pairs[:, 1]).astype(np.float64))
+                own_nll.append(nll(pairs[:, 0] - pairs[:, 1]))
+        clusters = clusters_of(test)
+        for kind, (right, own_nll) in told.items():
+            row: dict[str, Any] = {"file": name, "embedder": embedder.name, "features": kind, "pairs": len(right[0])}
+            figures = {
+                "accuracy": interval(np.mean(right, 0), clusters),
+                "nll": interval(np.mean(own_nll, 0), clusters),
             }
-        )
-    return rows
-
-
-def _with_ratings(path: Path) -> Groups:
-    groups, _ = mk.read_groups(str(path), contradiction="keep")
-    return groups if any(group.pairs for group in groups) else make_pairs(groups, "all", max_pairs=MOST_PAIRS)
-
-
-def raters_of_the_world(sizes: Sequence[int], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Gamma by raters against the known truth: the built-in world of high quality, of several sizes."""
-    truth, rows = true_gamma("high"), []
-    for size in sizes:
-        found = []
-        for seed in seeds:
-            world = make_world("high", prompts=size, demonstrations=1, dev=1, test=1, seed=seed)
-            held = from_raters(make_pairs(_ungiven(world.graded), "all"))
-            if held is not None:
-                found.append(held)
-        ratios = [one.value / truth for one in found]
-        covered = sum(one.low <= truth <= one.high for one in found)
-        alone = [one.details["held_out"] / truth for one in found]
-        rows.append(
-            {"prompts": size, "seeds": len(found), "truth": truth, "ratio": _spread(ratios)}
-            | {"covered": covered, "without correction": _spread(alone)}
-        )
-    return rows
-
-
-def _ungiven(groups: Groups) -> Groups:
-    return groups.map(lambda group: replace(group, pairs=()))
-
-
-def training_in_the_world(prompts: int, embedder: Embedder, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Gamma by training where the truth is known: against true gamma, and how far its models are from the known P."""
-    rows = []
-    for quality in QUALITIES:
-        truth = true_gamma(quality)
-        told: dict[str, dict[str, list[float]]] = {
-            rule: {"ratio": [], "auto": [], "true": [], "best": [], "hard": [], "best ratio": []} for rule in RULES
-        }
-        for seed in seeds:
-            world = make_world(quality, prompts=prompts, demonstrations=1, dev=1, test=300, seed=seed).graded
-            bare = make_pairs(_ungiven(Groups.from_iterable(g for g in world if g.split == "train")), "all")
-            held = Groups.from_iterable(group for group in world if group.split == "test")
-            data, known = examples_of(bare, embedder), examples_of(held, embedder)
-            own, dev = split_dev(data, bare, seed)
-            found = [
-                from_training(bare, embedder, replace(SETTINGS, keep_best=rule == RULES[0]), seed) for rule in RULES
-            ]
-            grid = list(found[0].details["grid"])
-            losses = [*(recipe("mmpo_rm", gamma=gamma) for gamma in [*grid, truth]), recipe("bt")]
-            both = best_and_last(own, losses, replace(SETTINGS, seed=seed), dev=dev)
-            utility = known.columns["utility"].numpy()
-            prob = preference_prob(utility[:, 0], utility[:, 1])
-            for rule, heads, one in zip(RULES, both, found, strict=True):
-                pairs = heads.rewards(known.values)[:, known.columns["pairs"]].numpy()
-                distance = np.abs(1 / (1 + np.exp(-(pairs[..., 0] - pairs[..., 1]))) - prob).mean(1)
-                into = told[rule]
-                into["ratio"].append(one.value / truth)
-                into["auto"].append(float(distance[grid.index(one.value)]))
-                into["true"].append(float(distance[GRID]))
-                into["hard"].append(float(distance[GRID + 1]))
-                into["best"].append(float(distance[:GRID].min()))
-                into["best ratio"].append(grid[int(distance[:GRID].argmin())] / truth)
-        for rule in RULES:
-            row = {name: _spread(column) for name, column in told[rule].items()}
-            rows.append({"quality": quality, "rule": rule, "seeds": len(seeds), "truth": truth} | row)
+            rows.append({**row, **figures})
     return rows
 
 
