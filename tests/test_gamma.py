@@ -263,6 +263,26 @@ def test_the_order_of_the_sources() -> None:
     assert choose_gamma(bare, settings=QUICK).source == "training"
 
 
+def test_an_endless_interval_is_written_and_read() -> None:
+    """Where hardly any answer goes against the grades, some resamples have none: no upper end, and JSON without one."""
+    gap, share = np.ones(60), np.append(np.ones(59), 0.0)
+    rows = [
+        Group(
+            str(n),
+            f"{n}?",
+            (Response(f"x{n}", grade=2.0), Response(f"y{n}", grade=1.0)),
+            pairs=(Pair(0, 1, votes=(float(one), 1.0 - float(one), 0.0)),),
+        )
+        for n, one in enumerate(share)
+    ]
+    found = from_votes(rows)
+    assert found is not None
+    assert found.value == pytest.approx(fit_slope(gap, share, gap))
+    assert found.high == math.inf
+    text = json.dumps(found.to_json(), allow_nan=False)
+    assert Gamma.from_json(json.loads(text)) == found
+
+
 def test_what_cannot_be_chosen_is_refused() -> None:
     """All grades tie, too few pairs, votes that go against the grades: what it is, and the way out."""
     alike = Groups.from_iterable(

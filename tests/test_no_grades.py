@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import marginkit as mk
+from marginkit.config import resolve
 from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput
 from marginkit.groups import Groups, write_groups
@@ -96,3 +98,17 @@ def test_by_a_quality_model(ungraded: Path, tmp_path: Path) -> None:
     write_groups(made, tmp_path / "graded.jsonl")
     run = mk.train("mmpo", [*POLICY, f"data.train={tmp_path / 'graded.jsonl'}", f"out={tmp_path / 'run'}"])
     assert run.checkpoint.is_dir()
+
+
+@pytest.mark.parametrize("name", ["embedding_models.md", "gamma.md"])
+def test_the_pages_can_be_followed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `marginkit train` line names keys that exist, and the Python runs as it stands."""
+    text = (Path(__file__).parent.parent / "docs" / name).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("marginkit train ")]
+    assert lines
+    for line in lines:
+        words = line.split()[2:]
+        resolve(words[0], words[1:])
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, name, "exec"), {})

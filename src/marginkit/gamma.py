@@ -73,13 +73,16 @@ class Gamma:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, the sentence included."""
-        return asdict(self) | {"noticeable": self.noticeable, "sentence": self.sentence}
+        """Plain values, the sentence included; an end of the interval that is infinite is None."""
+        ends = {name: end if math.isfinite(end) else None for name, end in (("low", self.low), ("high", self.high))}
+        return asdict(self) | ends | {"noticeable": self.noticeable, "sentence": self.sentence}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Gamma:
         """What `to_json` gave."""
-        return cls(**{name: content[name] for name in cls.__slots__})
+        held = {name: content[name] for name in cls.__slots__}
+        ends = {"low": -math.inf, "high": math.inf}
+        return cls(**held | {name: end for name, end in ends.items() if held[name] is None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,5 +364,5 @@ def _interval(fitted: Callable[[Array], float], cluster: Sequence[str], seed: in
     size = int(place.max()) + 1
     rng = np.random.default_rng(seed)
     drawn = [fitted(rng.multinomial(size, np.full(size, 1 / size))[place].astype(np.float64)) for _ in range(_REPEATS)]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(drawn, [0.025, 0.975], method="nearest")
     return float(low), float(high)
