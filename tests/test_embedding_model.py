@@ -195,6 +195,9 @@ def test_a_run_is_an_ordinary_run(graded: Groups, tmp_path: Path) -> None:
     scores, alone = mk.score(run, held), mk.score(run.checkpoint, held)
     assert scores.pairs["gap"].to_pylist() == alone.pairs["gap"].to_pylist()
     assert mk.evaluate(scores)["accuracy"].value == run.metrics["accuracy"].value
+    assert set(scores.responses["length"].to_pylist()) == {None}
+    assert run.metrics.verdict["length_unit"] == "chars"
+    assert run.metrics["length_baseline"].value > 0.5
     again = mk.train("mmpo_rm", [*data, f"out={tmp_path / 'b'}"])
     weights = [load_file(one.checkpoint / "head.safetensors") for one in (run, again)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -100,13 +100,13 @@ def examples_of(groups: Iterable[Group], embedder: Embedder, features: Features 
 
 
 def encode_labels(row: int, group: Group) -> EncodedGroup:
-    """What the data says of a group, without tokens; the length of a response is counted in words."""
+    """What the data says of a group, without tokens."""
     evidence = [pair_evidence(group, pair) for pair in group.pairs]
     return EncodedGroup(
         row=row,
         id=group.id,
         prompt_ids=[],
-        response_ids=[[0] * len(response.text.split()) for response in group.responses],
+        response_ids=[[] for _ in group.responses],
         grade=[_nan(response.grade) for response in group.responses],
         utility=[_nan(response.utility) for response in group.responses],
         chosen=[pair.chosen for pair in group.pairs],

@@ -154,7 +154,7 @@ def fit_head(config: RunConfig, splits: Splits, out: Path, extra: Mapping[str, A
 
 
 def score_head(model: Path, config: RunConfig, groups: Groups, store: Path | None) -> Scores:
-    """The two tables of a head on groups; the length of a response is counted in words.
+    """The two tables of a head on groups; a length in tokens is null there, that in characters is not.
 
     Raises:
         BadInput: no such model, or another embedder under the same name.
@@ -167,8 +167,8 @@ def score_head(model: Path, config: RunConfig, groups: Groups, store: Path | Non
     for row, (group, own) in enumerate(zip(groups, rewards, strict=True)):
         scores = SequenceScores(head=torch.tensor(own, dtype=torch.float64))
         response_rows, pair_rows = group_rows(group, encode_labels(row, group), scores, own, loss)
-        responses += response_rows
-        pairs += pair_rows
+        responses += [line | {"length": None} for line in response_rows]
+        pairs += [line | {"length_chosen": None, "length_rejected": None} for line in pair_rows]
     return Scores(
         pa.Table.from_pylist(responses, schema=RESPONSES_SCHEMA), pa.Table.from_pylist(pairs, schema=PAIRS_SCHEMA)
     )
