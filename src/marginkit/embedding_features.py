@@ -22,6 +22,7 @@ from marginkit.models.packing import labels_of, pair_columns
 from marginkit.records import Group, content_text
 
 Features = Literal["interaction", "response", "joined"]
+_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +75,28 @@ def examples_of(groups: Iterable[Group], embedder: Embedder, features: Features 
         RunFailed: a vector is not finite.
     """
     held = list(groups)
-    prompts = [content_text(group.prompt) for group in held for _ in group.responses]
+    sizes = torch.tensor([len(group.responses) for group in held])
+    owner = torch.repeat_interleave(sizes)
     texts = [response.text for group in held for response in group.responses]
-    length = np.log1p([[len(text)] for text in texts])
+    prompts = [content_text(group.prompt) for group in held]
+    length = np.log1p([len(text) for text in texts])
     if features == "joined":
-        parts = [embedder.embed([f"{prompt}\n{text}" for prompt, text in zip(prompts, texts, strict=True)])]
-    elif features == "response":
-        parts = [embedder.embed(texts)]
+        said = embedder.embed([f"{prompts[at]}\n{text}" for at, text in zip(owner.tolist(), texts, strict=True)])
     else:
-        vectors = embedder.embed(prompts + texts)
-        asked, said = vectors[: len(texts)], vectors[len(texts) :]
-        parts = [said, asked * said, (asked * said).sum(1, keepdims=True)]
-    parts.append(length)
-    values = np.concatenate(parts, 1).astype(np.float32)
+        said = embedder.embed(texts)
+    width = said.shape[1]
+    blocks = (width, width, 1, 1) if features == "interaction" else (width, 1)
+    values = np.empty((len(texts), sum(blocks)), np.float32)
+    values[:, :width], values[:, -1] = said, length
+    if features == "interaction":
+        asked = embedder.embed(prompts)
+        for start in range(0, len(texts), _ROWS):  # no second table of all rows
+            rows = slice(start, start + _ROWS)
+            product = asked[owner[rows].numpy()] * said[rows]
+            values[rows, width : 2 * width], values[rows, -2] = product, product.sum(1)
     encoded = [encode_labels(row, group) for row, group in enumerate(held)]
     columns = {name: value for name, value in pair_columns(encoded, torch.float64).items() if isinstance(value, Tensor)}
-    sizes = torch.tensor([len(group.responses) for group in held])
-    return Examples(
-        torch.from_numpy(values),
-        torch.repeat_interleave(sizes),
-        columns,
-        len(held),
-        tuple(part.shape[1] for part in parts),
-    )
+    return Examples(torch.from_numpy(values), owner, columns, len(held), blocks)
 
 
 def encode_labels(row: int, group: Group) -> EncodedGroup:
