@@ -26,8 +26,8 @@ from marginkit.errors import BadInput
 PAGE = """# Margins measured
 
 Written by `benchmarks/margins.py` ({machine}; {date}; {seconds:.0f} s of wall time). What it says in words is in
-[the log](log.md). The defaults of the head were set before on dev and test figures of up to four of these files; gamma and
-the estimators were not tuned.
+[the log](log.md). The defaults of the head were set before on dev and test figures of up to four of these files; gamma
+and the estimators were not tuned.
 
 ## Estimators of the gap, with the grades hidden
 

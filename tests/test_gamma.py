@@ -26,12 +26,10 @@ from marginkit.gamma_trained import GRID, from_training
 from marginkit.groups import Groups, write_groups
 from marginkit.records import Group, Pair, Rating, Response
 from marginkit.world import (
-    CUTS,
     QUALITIES,
     Quality,
     graded_group,
     make_world,
-    preference_prob,
     true_gamma,
     write_prompt,
 )
@@ -393,9 +391,3 @@ def test_auto_is_only_for_grades(name: str, words: str) -> None:
         resolve(name, ["target.gamma=auto"])
     with pytest.raises(BadInput, match="gamma"):
         mk.recipe("mmpo", gamma="auto")
-
-
-def test_the_world_is_what_the_tests_think() -> None:
-    """Its raters are Gumbel: a fresh one prefers by sigmoid(difference), which the slopes above rely on."""
-    assert preference_prob(1.0, 0.0) == pytest.approx(sigmoid(1.0))
-    assert len(CUTS) == 4
