@@ -40,6 +40,9 @@ bench: $(STAMP)  ## the measurements behind the figures in docs/ (long)
 	$(BIN)/python benchmarks/demo_claims.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/check.py
+	$(BIN)/python benchmarks/self_play.py
 
 bench-quick: $(STAMP)  ## what a training step costs, beside TRL's (about 15 minutes; close everything else)
 	$(BIN)/python benchmarks/speed.py --quick

@@ -18,10 +18,10 @@ from marginkit.errors import BadInput, MarginkitError
 # isort: off
 from marginkit.cli import checking as checking
 from marginkit.cli import grading as grading
-from marginkit.cli import training as training
-from marginkit.cli import judging as judging
-from marginkit.cli import sampling as sampling
 from marginkit.cli import selecting as selecting
+from marginkit.cli import training as training
+from marginkit.cli import sampling as sampling
+from marginkit.cli import judging as judging
 from marginkit.cli import demonstration as demonstration
 from marginkit.cli import catalogue as catalogue
 # isort: on
