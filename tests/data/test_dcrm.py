@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from marginkit.data.best_of_n2 import Job, best_pair, best_pairs
 from marginkit.data.dcrm import RECALLED, DcrmOptions, dcrm, gap_std, logp_places, set_score
-from marginkit.data.distances import edit_distance
+from marginkit.data.distances import edit_distance, ids_as_bytes, ids_as_text
 from marginkit.data.pairing import make_pairs
 from marginkit.data.signals import Signals
 from marginkit.errors import BadInput
@@ -275,3 +275,24 @@ def test_processes_change_nothing():
     alone = list(best_pairs(iter(jobs), of(**EDIT)))
     assert list(best_pairs(iter(jobs), of(**EDIT), workers=2)) == alone
     assert len(alone) == 600
+
+
+def test_bytes_say_what_texts_say():
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 40, rng.integers(1, 30)) for _ in range(5)]
+    reward = tuple(rng.normal(size=5))
+    one, other = (Job(tuple(map(form, ids)), reward) for form in (ids_as_text, ids_as_bytes))
+    assert best_pair(one, of(**EDIT)) == best_pair(other, of(**EDIT))
+    assert best_pair(other, of(**EDIT)).edit == edit_distance(
+        *(ids_as_text(ids[at]) for at in (best_pair(other, of(**EDIT)).chosen, best_pair(other, of(**EDIT)).rejected))
+    )
+
+
+def test_pairs_by_the_tokens_of_a_tokenizer():
+    group = graded(("ab", 3.0), ("zz", 1.0), ("ac", 1.0))
+    made = make_pairs(
+        Groups.from_iterable([group]), "dcrm", options=EDIT, tokenize=lambda texts: [[*t.encode()] for t in texts]
+    )
+    assert (made[0].pairs[0].chosen, made[0].pairs[0].rejected) == (0, 2)
+    assert made.facts["mean_e_D"] == 1
+    assert made.facts["compared"] == "tokens"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from marginkit.data.dcrm import DcrmOptions
-from marginkit.data.distances import edit_distance, words_as_text
+from marginkit.data.distances import edit_distance, points_of, words_as_text
 
 _JOBS_A_TASK = 256
 _Indices = npt.NDArray[np.intp]
@@ -30,7 +30,8 @@ class Job:
     """The responses to one prompt.
 
     Args:
-        texts: one code point a token, or plain text with `words`; empty texts where e_D is left out.
+        texts: one code point a token, or the same as UTF-32 bytes, which reach another process sooner; plain text where
+            `words` says so; none where e_D is left out.
         reward: of each, NaN where absent.
         place: see `dcrm.logp_places`; None where p_D is left out.
         words: the texts are plain, and words are compared.
@@ -38,7 +39,7 @@ class Job:
         weak: indices that may be rejected, None for all.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[str | bytes, ...]
     reward: tuple[float, ...]
     place: tuple[float, ...] | None = None
     words: bool = False
@@ -107,7 +108,9 @@ def best_pair(job: Job, options: DcrmOptions, scale: float = 1.0) -> Best | None
 def _as_points(job: Job, options: DcrmOptions) -> Sequence[str] | None:
     if not options.edits:
         return None
-    return words_as_text(job.texts) if job.words else job.texts
+    if job.words:
+        return words_as_text(text for text in job.texts if isinstance(text, str))
+    return [points_of(text) if isinstance(text, bytes) else text for text in job.texts]
 
 
 def _search(

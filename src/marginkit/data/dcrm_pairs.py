@@ -10,7 +10,7 @@ import numpy as np
 
 from marginkit.data.best_of_n2 import Best, Job, best_pairs
 from marginkit.data.dcrm import DcrmOptions, logp_places, scale_of, set_score
-from marginkit.data.distances import Tokenize, ids_as_text
+from marginkit.data.distances import Tokenize, ids_as_bytes
 from marginkit.data.signals import Signals
 from marginkit.errors import BadInput
 from marginkit.groups import Groups, batched
@@ -99,15 +99,14 @@ def dcrm_pairs(
     return made
 
 
-def _texts(batch: list[Group], options: DcrmOptions, tokenize: Tokenize | None) -> list[tuple[str, ...]]:
+def _texts(batch: list[Group], options: DcrmOptions, tokenize: Tokenize | None) -> list[tuple[str | bytes, ...]]:
     """The responses of each group as the search takes them; one call of the tokenizer for all of them."""
     if not options.edits:
         return [() for _ in batch]
-    own = [tuple(response.text for response in group.responses) for group in batch]
     if tokenize is None:
-        return own
-    points = iter(map(ids_as_text, tokenize([text for texts in own for text in texts])))
-    return [tuple(next(points) for _ in texts) for texts in own]
+        return [tuple(response.text for response in group.responses) for group in batch]
+    ids = iter(tokenize([response.text for group in batch for response in group.responses]))
+    return [tuple(ids_as_bytes(next(ids)) for _ in group.responses) for group in batch]
 
 
 def _sides(group: Group, options: DcrmOptions) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:

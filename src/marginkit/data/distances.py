@@ -50,10 +50,27 @@ def ids_as_text(ids: Sequence[int] | npt.NDArray[Any]) -> str:
         >>> len(ids_as_text([5, 100_000, 0xD800]))
         3
     """
+    return points_of(ids_as_bytes(ids))
+
+
+def ids_as_bytes(ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
+    """Token ids as UTF-32: what another process gets sooner than the text that `points_of` makes of it.
+
+    Args:
+        ids: token ids below 0x110000.
+
+    Raises:
+        BadInput: an id is too large or negative.
+    """
     numbers = np.asarray(ids, dtype=np.int64)
     if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) <= _LAST_CODE_POINT:
         raise BadInput(f"token ids from {numbers.min()} to {numbers.max()}: an edit distance needs 0 to 0x10FFFF")
-    return numbers.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    return numbers.astype("<u4").tobytes()
+
+
+def points_of(utf32: bytes) -> str:
+    """One code point a token, from the bytes of `ids_as_bytes`."""
+    return utf32.decode("utf-32-le", "surrogatepass")
 
 
 def as_text(texts: Sequence[str], tokenize: Tokenize | None) -> list[str]:
