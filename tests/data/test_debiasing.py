@@ -1,5 +1,7 @@
 """Biases planted and taken off; where there is none hardly anything moves."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -148,6 +150,26 @@ def test_effects_of_sources_are_found_and_taken_off():
     clean, found = debias(fair, "source")
     assert max(map(abs, found["effect"].values())) < 1e-5
     np.testing.assert_allclose(clean.values, fair.values, atol=1e-5)
+
+
+def test_models_seen_once_share_an_effect_instead_of_losing_their_grade():
+    groups, quality, _, _ = world(prompts=100, models=("a", "b", "c"))
+    rare = groups.map(
+        lambda group: replace(
+            group,
+            responses=tuple(
+                replace(r, model=f"{group.id} {k}" if r.model == "c" else r.model)
+                for k, r in enumerate(group.responses)
+            ),
+        )
+    )
+    fair, found = debias(Grades(rare, "utility", quality), "source")
+    together, _ = debias(Grades(groups, "utility", quality), "source")
+    assert sorted(found["effect"]) == ["(rare)", "a", "b"]
+    assert found["models too rare for an effect of their own"] > 50
+    np.testing.assert_allclose(fair.values, together.values)
+    with pytest.raises(BadInput, match="fewer than two models wrote 1000 graded responses or more"):
+        debias(Grades(rare, "utility", quality), "source", least=1000)
 
 
 def test_verbosity_takes_the_smallest_weight_that_suffices():

@@ -6,6 +6,7 @@ a prompt matter: utilities are compared with the mean of their prompt, gaps of p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -195,17 +196,26 @@ def _verbosity(grades: Grades, rows: Rows, *, aspect: str = "verbosity", limit: 
     return weight * unit * feature, {"lambda": weight, "aspect": aspect}
 
 
-def _source(grades: Grades, rows: Rows, *, ridge: float = 1e-6) -> Adjusted:
-    """One effect for each model that wrote a response, by least squares on differences."""
-    names = [response.model or "(not named)" for group in grades.groups for response in group.responses]
-    models, of = np.unique(names, return_inverse=True)
+def _source(grades: Grades, rows: Rows, *, least: float = 20) -> Adjusted:
+    """One effect for each model that wrote a response, by least squares on differences.
+
+    Models seen fewer than `least` times share one effect: of a model seen once it would be the grade itself.
+    """
+    names = np.array([response.model or "(not named)" for group in grades.groups for response in group.responses])
+    seen = Counter(names[rows.left if rows.right is None else np.r_[rows.left, rows.right]].tolist())
+    rare = {name for name, count in seen.items() if count < least}
+    models, of = np.unique(["(rare)" if name in rare else name for name in names.tolist()], return_inverse=True)
     if len(models) < 2:
-        raise BadInput("debias=source: the responses name fewer than two models that wrote them")
+        raise BadInput(
+            f"debias=source: fewer than two models wrote {least:g} graded responses or more ({len(seen)} are named, "
+            f"{len(rare)} of them rarer); what is left would be the grades themselves"
+        )
     design = _dummies(of, rows, len(models))
-    normal = (design.T @ design).toarray() + ridge * np.eye(len(models))
+    normal = (design.T @ design).toarray() + 1e-6 * np.eye(len(models))
     effect = np.linalg.solve(normal, design.T @ _compared(rows))
     effect -= np.average(effect, weights=np.bincount(of[rows.left], minlength=len(models)))
-    return design @ effect, {"effect": dict(zip(models.tolist(), effect.tolist(), strict=True))}
+    found: dict[str, Any] = {"effect": dict(zip(models.tolist(), effect.tolist(), strict=True))}
+    return design @ effect, found | ({"models too rare for an effect of their own": len(rare)} if rare else {})
 
 
 def _dummies(of: Indices, rows: Rows, count: int) -> csr_matrix:
@@ -238,7 +248,8 @@ def debias(grades: Grades, name: str, **options: Any) -> tuple[Grades, dict[str,
     tanh(difference of characters / its standard deviation), AlpacaEval's feature; `phi` given or by least squares on
     the gaps (theirs: a logistic regression with the models' strengths). position: the liking for the first place, where
     pairs were shown in one order. verbosity: lambda * an aspect, ArmoRM's rule (theirs on all rewards, ours on
-    differences inside a prompt). source: an effect for each model.
+    differences inside a prompt). source: an effect for each model that wrote `least` graded responses (20), one for
+    all others together.
 
     All of it assumes that quality and what is taken off are unrelated: what longer answers earn honestly goes too.
 
