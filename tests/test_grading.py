@@ -141,14 +141,60 @@ def test_raters_who_rated_both_are_compared_with_themselves():
     assert apart.report["fitted"]["pairs by rater's differences"] == 0
 
 
-def test_differences_of_shared_raters_are_shrunk_by_twice_the_spread_of_grades():
-    """By hand: s2 = 2.5, t2 = 2 - 2.5 / 2 = .75; differences 1 and 3: variance 2, weight 2 * 1.5 / (2 * 1.5 + 2)."""
+def test_differences_of_shared_raters_are_shrunk_by_their_own_spread():
+    """By hand: differences 1 and 3: variance 2, spread 2^2 - 2 / 2 = 3, weight 2 * 3 / (2 * 3 + 2) = 3/4."""
     from scipy.stats import norm
 
     groups = one(rated("x", ("a", 3.0), ("b", 6.0)), rated("y", ("a", 2.0), ("b", 3.0)))
     made = grade_and_report(groups, "raters")
-    assert made.report["fitted"]["noise"]["t2"] == pytest.approx(0.75)
-    assert made.groups[0].pairs[0].prob == pytest.approx(norm.cdf(0.6 * 2 / math.sqrt(1.5 * 0.4)))
+    assert made.report["fitted"]["variance of true differences"] == pytest.approx(3.0)
+    assert made.groups[0].pairs[0].prob == pytest.approx(norm.cdf(0.75 * 2 / math.sqrt(3 * 0.25)))
+
+
+def test_severe_raters_do_not_hide_how_far_apart_grades_are():
+    """Severity is shared by the responses of a prompt: however large, prob is as often right as it says."""
+    rng = np.random.default_rng(0)
+
+    def world(severity):
+        for at in range(150):
+            true, rater = rng.normal(size=3), severity * rng.normal(size=3)
+            said = true[:, None] + rater + 0.8 * rng.normal(size=(3, 3))
+            yield true, [rated(f"{at} {k}", *zip("abc", own.tolist(), strict=True)) for k, own in enumerate(said)]
+
+    for severity in (0.0, 3.0):
+        rows = list(world(severity))
+        groups = Groups.from_iterable(Group(f"g{at}", "?", tuple(own)) for at, (_, own) in enumerate(rows))
+        made = mk.grade(groups, "raters")
+        right = [t[p.chosen] > t[p.rejected] for (t, _), g in zip(rows, made, strict=True) for p in g.pairs]
+        said = [pair.prob for group in made for pair in group.pairs]
+        assert np.mean(said) == pytest.approx(np.mean(right), abs=0.04)
+        assert np.mean(said) > 0.8
+
+
+def test_an_aspect_that_no_rating_has_is_named():
+    with pytest.raises(BadInput, match="aspect=wit: no rating has it; the ratings have no aspects"):
+        mk.grade(one(rated("x", 1.0, 2.0), rated("y", 1.0, 3.0)), "raters", aspect="wit")
+
+
+def test_prompts_without_a_pair_are_counted_where_pairs_are_graded():
+    two = [rated("x", 4.0, 5.0), rated("y", 2.0, 3.0)]
+    groups = Groups.from_iterable([Group("a", "?", tuple(two), pairs=(Pair(0, 1),)), Group("b", "Why?", tuple(two))])
+    assert grade_and_report(groups, "raters").report["not graded"] == {"prompts without a pair": 1}
+
+
+@pytest.mark.parametrize("how", ["votes", "judge_probs"])
+def test_a_file_without_the_evidence_is_refused(how):
+    with pytest.raises(BadInput, match=rf"how={how}: nothing could be graded \(no .*: 1\)"):
+        mk.grade(one(Response("x"), Response("y"), pairs=(Pair(0, 1),)), how)
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop", "trust_label", "trust_grade"])
+def test_a_tie_has_no_label_that_a_grade_could_go_against(policy):
+    both = (Response("x", grade=1.0), Response("y", grade=3.0))
+    groups = one(*both, pairs=(Pair(0, 1, prob=0.5, tie=True),))
+    made = grade_and_report(groups, "ratings", disagreement=policy, options={"gamma": 1.0})
+    assert made.groups[0].pairs == (Pair(1, 0),)
+    assert made.report["after"]["agrees with the label"] is None
 
 
 # -- Votes and rankings
@@ -199,8 +245,11 @@ def test_consistent_probabilities_come_back_as_they_are():
 def test_what_no_chain_of_comparisons_connects_is_left_or_anchored():
     texts = tuple(map(Response, "vwxyz"))
     groups = one(*texts, comparisons=(Comparison(0, 1, 3, 1), Comparison(2, 3, 3, 1)))
-    left = grade_and_report(groups, "ranks")
-    assert utilities(left.groups) == [None] * 5
+    with pytest.raises(BadInput, match=r"could be graded \(never compared: 1, not connected by comparisons: 4\)"):
+        mk.grade(groups, "ranks")
+    beside = Group("b", "Why?", texts[:2], comparisons=(Comparison(0, 1, 3, 1),))
+    left = grade_and_report(Groups.from_iterable([*groups, beside]), "ranks")
+    assert utilities(left.groups)[:5] == [None] * 5
     assert left.report["not graded"] == {"never compared": 1, "not connected by comparisons": 4}
     assert left.groups[0].comparisons == groups[0].comparisons  # still there: nothing stands in their place
     anchored = utilities(mk.grade(groups, "ranks", disconnected="anchor"))

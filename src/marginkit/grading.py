@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -13,7 +14,15 @@ import numpy as np
 
 from marginkit.data.debiasing import check_debias
 from marginkit.data.debiasing import debias as take_off
-from marginkit.data.graded import Disagreement, Grades, Kind, Ungraded, apply_grades, check_policies
+from marginkit.data.graded import (
+    Disagreement,
+    Grades,
+    Kind,
+    Ungraded,
+    apply_grades,
+    check_policies,
+    label_agreement,
+)
 from marginkit.data.grades import pair_evidence
 from marginkit.data.grading_report import describe_evidence
 from marginkit.data.judge_grader import grade_by_judge_probs
@@ -27,6 +36,8 @@ from marginkit.errors import BadInput
 from marginkit.groups import Groups
 from marginkit.judges.judging import judge
 from marginkit.reward_grading import grade_by_crossfit, grade_by_reward
+
+NO_PAIR = "prompts without a pair"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ def grade(
         debias: biases to take off, in this order: length, length_lowess, length_tanh, position, verbosity, source;
             options behind a colon, as in "length_lowess:fraction=0.3".
         disagreement: where the graded gap goes against the label: keep (a soft target below 1/2), drop, trust_label or
-            trust_grade. Pairs that grading itself makes are always in the order of the grade.
+            trust_grade. Ties, and pairs that grading itself makes, are always in the order of the grade.
         ungraded: keep or drop what could not be graded.
         options: of the way, see `grader_options(how)`.
 
@@ -74,7 +85,7 @@ def grade(
         The graded groups: what was written is what training uses.
 
     Raises:
-        BadInput: an unknown way or option, or evidence that the way needs and the groups lack.
+        BadInput: an unknown way or option, or nothing that the way could grade.
 
     Example:
         >>> from marginkit.records import Group, Pair, Response
@@ -141,6 +152,10 @@ def grade_and_report(
     }
     if isinstance(grades, Grading):
         return Grading(grades.groups, report | dict(grades.report) | {"after": describe_evidence(grades.groups)})
+    if np.isnan(grades.values).all():
+        why = ", ".join(f"{reason}: {count}" for reason, count in grades.ungraded.items()) or "no pair"
+        raise BadInput(f"how={how}: nothing could be graded ({why}); marginkit check says what the file holds")
+    left = {} if grades.kind == "utility" else {NO_PAIR: sum(not group.pairs for group in grades.groups)}
     taken: list[dict[str, Any]] = []
     for words, name, own in biases:
         grades, found = take_off(grades, name, **own)
@@ -152,11 +167,11 @@ def grade_and_report(
     after = describe_evidence(made)
     report |= {
         "writes": grades.kind,
-        "not graded": dict(grades.ungraded),
+        "not graded": dict(grades.ungraded) | +Counter(left),
         "superseded": superseded,
         "fitted": chosen | dict(grades.facts),
         "debias": taken,
-        "after": after if labelled else after | {"agrees with the label": None},
+        "after": after | {"agrees with the label": label_agreement(grades) if labelled else None},
     }
     return Grading(made, report)
 
@@ -221,7 +236,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | list | tuple | dict | None) else type(value).__name__
 
 
-def _pairwise(groups: Groups, *, l2: float = 0.1, disconnected: Literal["leave", "anchor"] = "leave") -> Grades:
+def _pairwise(groups: Groups, *, l2: float = 0.01, disconnected: Literal["leave", "anchor"] = "leave") -> Grades:
+    """A probability says more than one vote, so the penalty is a tenth of that of `grade_by_ranking`."""
     return grade_by_ranking(groups, evidence="prob", l2=l2, disconnected=disconnected)
 
 

@@ -50,7 +50,7 @@ def test_the_file_its_manifest_and_what_is_said(ratings, monkeypatch, capsys):
     assert "responses with a utility" in out
     assert "taken off: length" in out
     assert "no grade" in out
-    assert "a grade gap of 2.2 means that the better answer is picked three times in four" in out
+    assert "a gap of 2.2 grades means that the better answer is picked three times in four" in out
     assert out.endswith("12 prompts, 0 pairs -> graded.jsonl\n")
     groups, findings = read_groups("graded.jsonl")
     assert (findings.dialect, findings.read, findings.kept) == ("native", 12, 12)

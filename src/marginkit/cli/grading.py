@@ -177,7 +177,8 @@ def _show(how: str, report: Mapping[str, Any]) -> None:
         said = ", ".join(f"{count} {name}" for name, count in report["superseded"].items())
         say(f"superseded, so that training uses the grades: {said}; the source file still has them")
     if (step := report["fitted"].get("just noticeable difference")) is not None:
-        say(f"a grade gap of {step:.3g} means that the better answer is picked three times in four")
+        unit = report["fitted"]["unit"]
+        say(f"a gap of {step:.3g} {unit} means that the better answer is picked three times in four")
 
 
 def _cell(value: Any) -> str:

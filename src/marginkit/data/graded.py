@@ -124,7 +124,8 @@ def apply_grades(
         grades: what a grader said.
         disagreement: a graded gap below 0 says that the rejected one is better. keep: the order stays and the soft
             target lies below one half; drop: the pair is left out; trust_grade: the two are swapped, and a strength
-            that spoke for the old order is superseded; trust_label: the grade is set aside and P = 1.
+            that spoke for the old order is superseded; trust_label: the grade is set aside and P = 1. A tie has no
+            label to go against: the grade orders its two in any case.
         ungraded: keep what could not be graded as it was, or drop those pairs, and groups with nothing graded.
 
     Returns:
@@ -157,6 +158,28 @@ def apply_grades(
     groups = Groups.from_iterable(written())
     groups.dropped = {reason: count for reason, count in dropped.items() if count}
     return groups, {name: count for name, count in superseded.items() if count}
+
+
+def label_agreement(grades: Grades) -> float | None:
+    """Share of the labelled pairs that are graded other than equal in which chosen has the better grade; None if none.
+
+    Ties are left out: the order in which they stand is no label.
+
+    Example:
+        >>> group = Group("a", "?", tuple(map(Response, "xyz")), pairs=(Pair(0, 1), Pair(1, 2), Pair(0, 2, tie=True)))
+        >>> label_agreement(Grades(Groups.from_iterable([group]), "utility", np.array([1.0, 0.0, 3.0])))
+        0.5
+    """
+    pairs = [
+        (start + pair.chosen, start + pair.rejected, pair.tie)
+        for start, group in zip(response_starts(grades.groups).tolist(), grades.groups, strict=False)
+        for pair in group.pairs
+    ]
+    chosen, rejected, tie = np.array(pairs, dtype=np.int64).reshape(-1, 3).T
+    values = grades.values
+    toward = values[chosen] - values[rejected] if grades.kind == "utility" else values - 0.5 * (grades.kind == "prob")
+    toward = toward[(tie == 0) & ~np.isnan(toward) & (toward != 0)]
+    return float(np.mean(toward > 0)) if len(toward) else None
 
 
 @dataclass(slots=True)
@@ -212,13 +235,14 @@ class _Writer:
         toward = found.target_gap if found.prob is None else found.prob - 0.5
         assert toward is not None
         pair = replace(pair, tie=toward == 0)
-        if toward >= 0 or self.disagreement == "keep":
+        if toward >= 0 or (self.disagreement == "keep" and not old.tie):
             return pair
-        if self.disagreement == "drop":
-            self.dropped["pairs whose grade disagrees with the label"] += 1
-            return None
-        if self.disagreement == "trust_label":
-            return replace(pair, target_gap=None, prob=1.0)
+        if not old.tie:  # the order of a tie is no label
+            if self.disagreement == "drop":
+                self.dropped["pairs whose grade disagrees with the label"] += 1
+                return None
+            if self.disagreement == "trust_label":
+                return replace(pair, target_gap=None, prob=1.0)
         turned = None if pair.strength is None or pair.strength > 0 else -pair.strength
         self.superseded["strength"] += pair.strength is not None and turned is None
         return replace(

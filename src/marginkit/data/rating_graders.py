@@ -21,6 +21,13 @@ from marginkit.records import Rating
 Array = npt.NDArray[np.float64]
 By = Literal["all", "source", "rater"]
 NO_GRADE, NO_RATER = "no grade", "a rating without a name of its rater"
+_UNITS: Mapping[str, str] = {
+    "linear": "grades",
+    "zscore": "standard deviations of the grades",
+    "quantile": "logistic quantiles of the grades",
+    "quantile_normal": "normal quantiles of the grades",
+    "log": "in the log of counts",
+}
 
 
 def grade_by_ratings(
@@ -83,6 +90,7 @@ def grade_by_ratings(
     facts: dict[str, Any] = {
         "gamma": gamma,
         "just noticeable difference": just_noticeable_difference(gamma),
+        "unit": _UNITS[map],
         "maps": {key or "all": one.to_json() for key, one in sorted(maps.items())},
     }
     return Grades(groups, "utility", gamma * mapped, ungraded, facts)
@@ -150,7 +158,7 @@ def grade_by_raters(
         prior: fit (true grades of a prompt are spread as far as the data says) or flat.
 
     Raises:
-        BadInput: no response has two ratings, or an unknown prior.
+        BadInput: no response has two ratings, an aspect that no rating has, or an unknown prior.
 
     Example:
         >>> from marginkit.records import Group, Rating, Response
@@ -163,6 +171,10 @@ def grade_by_raters(
     if prior not in ("fit", "flat"):
         raise BadInput(f"prior={prior!r}: the prior on true grades is fit or flat")
     paired = paired_for_grading(groups)
+    if aspect is not None and aspect not in (
+        held := {r.aspect for group in groups for response in group.responses for r in response.ratings} - {None}
+    ):
+        raise BadInput(f"aspect={aspect}: no rating has it; the ratings have {', '.join(sorted(held)) or 'no aspects'}")
     rated = [
         [[(r.rater, r.value) for r in response.ratings if r.aspect == aspect] for response in group.responses]
         for group in paired
@@ -191,7 +203,7 @@ def grade_by_raters(
     prob = np.full(len(moments), np.nan)
     prob[known] = prob_better(moments[known, 0], moments[known, 1], gamma=gamma)
     if gamma is not None:
-        facts |= {"gamma": gamma, "just noticeable difference": just_noticeable_difference(gamma)}
+        facts |= {"gamma": gamma, "just noticeable difference": just_noticeable_difference(gamma), "unit": "grades"}
     reasons = {"a response without ratings": ungraded} if ungraded else {}
     return Grades(paired, "prob", prob, reasons, facts)
 
@@ -208,11 +220,18 @@ def _differences(chosen: list[tuple[str | None, float]], rejected: list[tuple[st
 def _with_shared_raters(
     values: list[tuple[float, float]], shared: list[tuple[int, Array]], noise: RaterNoise
 ) -> dict[str, Any]:
-    """Replace the moments of pairs whose raters rated both; their noise is that of the differences."""
+    """Replace the moments of pairs whose raters rated both; noise and spread are those of the differences.
+
+    The spread is the mean square of the mean differences, less s2 / n: the t2 of single ratings would take a rater's
+    severity, which both responses share, for noise that the means lack.
+    """
     if not any(len(differences) > 1 for _, differences in shared):
         return {"pairs by rater's differences": 0}
     s2, _ = pooled_variance([differences for _, differences in shared])
+    beyond = float(np.mean([own.mean() ** 2 - s2 / len(own) for _, own in shared]))
+    t2 = np.inf if np.isinf(noise.t2) else max(beyond, 0.0)
     for at, differences in shared:
-        mean, variance = shrink(differences.mean(), len(differences), s2, 2 * noise.t2)
+        mean, variance = shrink(differences.mean(), len(differences), s2, t2)
         values[at] = (float(mean), float(variance))
-    return {"pairs by rater's differences": len(shared), "variance of a difference": s2}
+    found = {"pairs by rater's differences": len(shared), "variance of a difference": s2}
+    return found if np.isinf(t2) else found | {"variance of true differences": t2}

@@ -94,6 +94,7 @@ def grade_by_similarity(
     facts = {
         "gamma": gamma,
         "just noticeable difference": step,
+        "unit": "of 1 - cos" if map == "linear" else "logits of the distance's rank",
         "signed": False,
         "median distance": float(np.median(distance)),
     }
