@@ -143,13 +143,43 @@ def test_a_cleaned_copy_counts_what_it_left_out(
     manifest = json.loads((here / "clean.manifest.json").read_text(encoding="utf-8"))
     assert code == 0
     assert made == manifest
-    assert manifest["settings"] == {"drop": ["duplicates", "near_responses", "leaks", "outliers"]}
+    asked = {"drop": ["duplicates", "near_responses", "leaks", "outliers"], "ties": "half", "contradiction": "drop"}
+    assert {name: value for name, value in manifest["settings"].items() if value} == asked
     assert manifest["groups"] + sum(manifest["dropped"].values()) == 125
     assert manifest["sources"][0]["name"] == "bad.jsonl"
     code, out, _ = call(monkeypatch, capsys, "check", "clean.jsonl", "--json")
     found = json.loads(out)
     assert [remark for remark in found["remarks"] if remark["level"] in ("problem", "warning")] == []
     assert len(read_groups("clean.jsonl")[0]) == manifest["groups"]
+
+
+def test_where_a_copy_cannot_go_is_said_before_the_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is read for an output that is refused anyway."""
+    monkeypatch.setattr("marginkit.data.sources.read_groups", lambda *args, **options: pytest.fail("was read"))
+    code, _, err = call(monkeypatch, capsys, "check", "good.jsonl", "--clean", "good.jsonl")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_leaf_of_a_tree_is_no_fault(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A message that nobody answered is left out and counted, but no reason to warn, nor for --strict."""
+    told = {"message_tree_id": "t", "rank": None, "lang": "en", "deleted": False}
+    said = [
+        ("1", None, "prompter", "Name a fruit."),
+        ("2", "1", "assistant", "Apple."),
+        ("3", "1", "assistant", "Fig!"),
+    ]
+    rows = [*said, ("4", "2", "prompter", "Another one?")]
+    keys = ("message_id", "parent_id", "role", "text")
+    lines = [json.dumps(told | dict(zip(keys, row, strict=True))) for row in rows]
+    (here / "tree.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    code, out, _ = call(monkeypatch, capsys, "check", "tree.jsonl", "--strict", "--json")
+    found = json.loads(out)
+    assert (code, found["dropped"]) == (0, {"no answers": 1})
+    assert [remark for remark in found["remarks"] if remark["level"] in ("problem", "warning")] == []
 
 
 @pytest.mark.parametrize(

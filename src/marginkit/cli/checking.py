@@ -60,6 +60,7 @@ def check(
     Rows refused and why, grades and ties, agreement of raters, length bias, duplicates, leaks into other splits and
     known benchmarks, and with --tokenizer what a limit and a chat template do to it.
     """
+    from marginkit.data.manifests import check_target
     from marginkit.data.sources import read_groups
     from marginkit.data.summary import summarise
     from marginkit.data.survey.cleaning import check_removals
@@ -69,18 +70,16 @@ def check(
     removals = check_removals([name for name in (drop or "").split(",") if name])
     if drop is not None and clean is None:
         raise BadInput("--drop: says what --clean leaves out; add --clean OUT.jsonl")
+    if clean is not None:
+        check_target(clean, files)
+    reading: dict[str, Any] = {"columns": assignments(column), "mapping": mapping, "ties": ties, "split": split}
+    reading |= {"contradiction": contradiction, "config_name": config_name, "limit": limit}
     with progress(None, "read rows") as bar:
         groups, found = read_groups(
             files if len(files) > 1 else files[0],
-            columns=assignments(column),
-            mapping=mapping,
-            ties=ties,  # type: ignore[arg-type] # checked there, with a message
-            contradiction=contradiction,  # type: ignore[arg-type]
             contradiction_limit=1.0,  # all of them are shown; training stops above 5%
-            split=split,
-            config_name=config_name,
-            limit=limit,
             progress=bar.to,
+            **reading,
         )
     others = {}
     for name in against or []:
@@ -97,7 +96,7 @@ def check(
             chat_template=chat_template,
             progress=bar,
         )
-    manifest = None if clean is None else _cleaned(groups, found, survey, removals, clean, files)
+    manifest = None if clean is None else _cleaned(groups, found, survey, clean, files, {"drop": removals, **reading})
     if as_json:
         say_json(found.to_json() | survey.to_json() | ({} if manifest is None else {"clean": manifest}))
     else:
@@ -120,15 +119,15 @@ def _tokenizer(name: str | None, max_length: int | None, chat_template: str | No
 
 
 def _cleaned(
-    groups: Groups, found: Findings, survey: Survey, removals: list[str], out: Path, files: list[str]
+    groups: Groups, found: Findings, survey: Survey, out: Path, files: list[str], settings: dict[str, Any]
 ) -> dict[str, Any]:
     from marginkit.data.manifests import write_dataset
     from marginkit.data.survey.cleaning import clean
 
-    kept = clean(groups, survey.marks, survey.facts.get("outliers"), removals)
+    kept = clean(groups, survey.marks, survey.facts.get("outliers"), settings["drop"])
     facts = {"read": found.read, "kept": found.kept, "verdict": survey.verdict()}
     facts["summary"] = survey.to_json()["summary"]
-    return write_dataset(kept, out, verb="check", settings={"drop": removals}, sources=files, facts=facts)
+    return write_dataset(kept, out, verb="check", settings=settings, sources=files, facts=facts)
 
 
 def _about_clean(manifest: dict[str, Any], surveyed: int, out: Path | None) -> str:

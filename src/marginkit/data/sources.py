@@ -48,8 +48,9 @@ def read_groups(
     file is read whole.
 
     Args:
-        source: a .jsonl, .ndjson, .json, .parquet, .csv or .tsv file; a folder that `datasets.save_to_disk` wrote; the
-            name of a hub dataset (streamed, no remote code); a list of these; or an iterable of rows (dicts).
+        source: a .jsonl, .ndjson, .json, .csv or .tsv file, packed as .gz or not; a .parquet file; a folder that
+            `datasets.save_to_disk` wrote; the name of a hub dataset (streamed, no remote code); a list of these; or an
+            iterable of rows (dicts).
         split: read only this split; other rows are not counted as read.
         columns: file column -> known column or "ignore"; `{"margin": "logits"}` reads margins as target gaps in logits.
             Works on the fields of responses too.

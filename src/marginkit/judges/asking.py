@@ -152,7 +152,7 @@ def ask_all(
             outcome.details.setdefault(result.reason, str(result))
             useless[str(result)] += 1
             if not outcome.answered and (result.tried_again or useless.total() >= _AT_FIRST):
-                raise RunFailed(f"the judge answers nothing: {result}")
+                raise RunFailed(f"the judge answers nothing: {result}; check the endpoint and its log")
         else:
             raise result
         tell()

@@ -173,7 +173,7 @@ class Client:
         except httpx2.TimeoutException:
             raise _Passing("timeout", f"no answer in {self._timeout:g} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError) as error:
-            raise _Passing("no connection", self._hide(f"{type(error).__name__}: {error}")) from None
+            raise _Passing("no connection", self._hide(f"{self.url}: {type(error).__name__}: {error}")) from None
         text = self._hide(received.decode("utf-8", "replace"))
         if response.status_code != 200:
             self._refused(response, text)

@@ -80,7 +80,7 @@ class JudgeReport:
                 "requests": self.plan.to_ask,
                 "tokens_in": self.plan.tokens_in,
                 "tokens_out_at_most": self.plan.tokens_out,
-                "cost_at_most": self.plan.cost,
+                "cost_at_most": self.plan.cost if any(self.budget.prices) else None,
             },
         }
         if self.asked is None:
@@ -93,7 +93,7 @@ class JudgeReport:
                 "retries": self.budget.retries,
                 "tokens_in": self.budget.tokens_in,
                 "tokens_out": self.budget.tokens_out,
-                "cost": self.budget.cost,
+                "cost": self.budget.cost if any(self.budget.prices) else None,
                 "answers_without_a_count": self.budget.uncounted,
             },
             "answered": self.asked.answered,
