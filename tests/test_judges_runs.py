@@ -269,6 +269,7 @@ def test_a_dry_run_asks_nothing_and_makes_nothing(tmp_path: Path) -> None:
         sent = [len(m["content"]) for body in stub.bodies for m in body["messages"]]
         assert 0.7 * estimate["tokens_in"] < sum(sent) / 4 + 18 * 16 < 0.8 * estimate["tokens_in"]
     assert (later.plan.questions, later.plan.kept, later.plan.to_ask) == (24, 18, 6)
+    assert later.to_json()["estimate"]["cost_at_most"] is None  # no prices: not known, not nothing
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ class Groups(Sequence[Group]):
         dropped: groups left out on the way here, by reason.
 
     Example:
+        >>> from marginkit.records import Response
         >>> groups = Groups.from_iterable([Group("a", "Name a fruit.", (Response("Apple."), Response("Carrot.")))])
         >>> len(groups), groups[0].responses[1].text
         (1, 'Carrot.')
@@ -143,6 +144,7 @@ class Groups(Sequence[Group]):
             dropped: what was left out, by reason, in place of this `dropped`.
 
         Example:
+            >>> from marginkit.records import Response
             >>> groups = Groups.from_iterable([Group(name, "?", (Response("x"), Response("y"))) for name in "ab"])
             >>> [(group.id, len(group.pairs)) for group in groups.with_pairs([None, [Pair(1, 0)]])]
             [('b', 1)]

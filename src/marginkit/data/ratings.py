@@ -10,19 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logit, ndtri
 
+from marginkit.data.dialects.helpsteer import WEIGHTS as HELPSTEER2_70B
 from marginkit.errors import BadInput
 
 Array = npt.NDArray[np.float64]
 MapName = Literal["linear", "zscore", "quantile", "quantile_normal", "log"]
 
 ASPECT_WEIGHTS: Mapping[str, Mapping[str, float]] = {
-    "helpsteer2_70b": {
-        "helpfulness": 0.65,
-        "correctness": 0.8,
-        "coherence": 0.45,
-        "complexity": 0.55,
-        "verbosity": -0.4,
-    },
+    "helpsteer2_70b": HELPSTEER2_70B,
     "helpsteer2_340b": {
         "helpfulness": 0.3,
         "correctness": 0.74,
