@@ -411,6 +411,10 @@ def test_an_array_in_lines_is_named(tmp_path):
     path.write_text("[1, 2]\n")
     fix = "a row is one object; an array of rows belongs in a .json file"
     assert refusal(path) == f"a.jsonl:1: the row is [1, 2]; {fix}; none of the first rows can be read"
+    path.write_text("[\n")
+    assert refusal(path).endswith(f'(Expecting value): "["; {fix}; none of the first rows can be read')
+    path.write_bytes(b"\xff\n")
+    assert refusal(path).endswith("; save the file as UTF-8; none of the first rows can be read")
 
 
 def test_broken_gzip_files_are_refused(tmp_path):

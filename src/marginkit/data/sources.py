@@ -178,8 +178,9 @@ class _Reading:
         if not objects:
             value = first[0].value
             fix = "a row is one object; an array of rows belongs in a .json file"
-            said = value if isinstance(value, RowRefused) else f"the row is {shown(value)}; {fix}"
-            raise BadInput(f"{first[0].place}: {said}; none of the first rows can be read")
+            said = value.rule if isinstance(value, RowRefused) else f"the row is {shown(value)}"
+            fix = value.fix if isinstance(value, RowRefused) and value.reason != "broken JSON" else fix
+            raise BadInput(f"{first[0].place}: {said}; {fix}; none of the first rows can be read")
         way = find_way(stream.file, objects, self.columns, stream.hub, self.mapping)
         self.ways.setdefault(way.name, way)
         return first, way
