@@ -274,6 +274,11 @@ def test_columns_rename_and_win_over_other_columns():
     assert groups[0].prompt == "better"
 
 
+def test_columns_the_wrong_way_round():
+    row = {"prompt": "p", "chosen": "x", "rejected": "y", "better": "z"}
+    assert refusal([row], columns={"chosen": "better"}).endswith("; the file's name comes first: better=chosen")
+
+
 def test_bad_columns_option():
     assert refusal([GOOD], columns={"promt": "prompt"}) == (
         "columns.promt: rows in memory has no such column; did you mean 'prompt'?"

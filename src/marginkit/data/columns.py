@@ -63,6 +63,10 @@ class Columns:
             if NATIVE_FORMAT not in formats:
                 raise BadInput(f"{file}: format {shown(formats[0])}, but this version reads {shown(NATIVE_FORMAT)}")
         if layout is None:
+            for key, name in self.given.items():
+                if key in _NEEDED and name not in (*_NEEDED, "ignore"):
+                    rule = f"takes the column {key!r} away, and no layout has one named {name!r}"
+                    raise BadInput(f"columns.{key}={name}: {rule}; the file's name comes first: {name}={key}")
             near = [_layouts(held), nearest(named)]
             listed = ", ".join(held) or "(none)"
             raise BadInput(f"{file}: no known layout has the columns {listed}; {'; '.join(filter(None, near))}")
