@@ -197,6 +197,18 @@ def test_a_tie_has_no_label_that_a_grade_could_go_against(policy):
     assert made.report["after"]["agrees with the label"] is None
 
 
+def test_counts_below_one_are_counted_and_grades_that_are_no_counts_refused():
+    made = grade_and_report(one(*graded(-2.0, 0.0, 7.0)), "ratings", options={"map": "log"})
+    assert made.report["fitted"]["maps"]["all"]["raised"] == 2
+    with pytest.raises(BadInput, match="map=log is for counts of up-votes, and no grade is above 1"):
+        mk.grade(one(*graded(-2.0, -1.0)), "ratings", map="log")
+
+
+def test_ratings_are_not_taken_for_preferences():
+    with pytest.raises(BadInput, match=r"probability is 4, outside \[0, 1\].*or a rating \(how=ratings\)"):
+        mk.grade(one(*graded(4.0, 2.0)), "judge_probs")
+
+
 # -- Votes and rankings
 
 

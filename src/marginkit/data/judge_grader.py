@@ -132,7 +132,7 @@ def _against_reference(groups: Groups, clip: float, scale: Scale) -> Grades:
     if scale not in ("auto", "prob", "preference"):
         raise BadInput(f"scale={scale!r}: the scales are auto, prob, preference")
     preference = scale == "preference" or (
-        scale == "auto" and bool((grade[known] >= 1).all() and (grade[known] > 1).any())
+        scale == "auto" and bool((grade[known] >= 1).all() and 1 < grade[known].max() <= 2)
     )
     values = np.full(len(grade), np.nan)
     values[known] = clipped_logit(preference_prob(grade[known]) if preference else grade[known], clip=clip)

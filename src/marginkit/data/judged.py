@@ -35,7 +35,8 @@ def clipped_logit(prob: npt.ArrayLike, *, clip: float = CLIP) -> Array:
     if ((p < 0) | (p > 1)).any():
         worst = float(p[(p < 0) | (p > 1)][0])
         raise BadInput(
-            f"a judge's probability is {worst:g}, outside [0, 1]; is it a preference in 1..2 or a percentage?"
+            f"a judge's probability is {worst:g}, outside [0, 1]; is it a preference in 1..2, a percentage, "
+            "or a rating (how=ratings)?"
         )
     return np.asarray(logit(np.clip(p, clip, 1 - clip)))
 

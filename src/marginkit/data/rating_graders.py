@@ -83,8 +83,10 @@ def grade_by_ratings(
         ungraded = {NO_GRADE if weights is None else "an aspect is missing": missing} if missing else {}
     if not maps:
         raise BadInput("no response has what how=ratings needs: a grade, ratings by named raters, or aspects")
-    if gamma is None and map == "log":
-        gamma = 1.0
+    if map == "log":
+        gamma = 1.0 if gamma is None else gamma
+        if np.allclose(mapped[~np.isnan(mapped)], np.log1p(prior)):
+            raise BadInput("map=log is for counts of up-votes, and no grade is above 1; use map=linear or quantile")
     if gamma is None:
         raise BadInput(f"how=ratings needs gamma, logits per unit of the {map} map{_start(groups, mapped)}")
     facts: dict[str, Any] = {

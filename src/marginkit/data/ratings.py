@@ -122,10 +122,16 @@ class LogCount:
     """log(max(count, floor) + prior): a difference of two is the log ratio of up-votes.
 
     Counts below the floor are taken as the floor, so it can be inverted from there on only.
+
+    Args:
+        prior: added to every count.
+        floor: the least count.
+        raised: how many counts it was fitted on are below the floor.
     """
 
     prior: float = 1.0
     floor: float = 1.0
+    raised: int = 0
 
     def forward(self, values: Array) -> Array:
         """Logits, up to a constant."""
@@ -136,8 +142,8 @@ class LogCount:
         return np.exp(values) - self.prior
 
     def to_json(self) -> dict[str, Any]:
-        """Prior and floor."""
-        return {"prior": self.prior, "floor": self.floor}
+        """Prior, floor and how many counts were raised to it."""
+        return {"prior": self.prior, "floor": self.floor, "raised": self.raised}
 
 
 def fit_map(values: Array, name: MapName, *, prior: float = 1.0) -> ScaleMap:
@@ -178,5 +184,5 @@ def fit_map(values: Array, name: MapName, *, prior: float = 1.0) -> ScaleMap:
     if name == "log":
         if prior < 0:
             raise BadInput(f"prior={prior:g}: give a count >= 0")
-        return LogCount(prior)
+        return LogCount(prior, raised=int((known < 1).sum()))
     raise BadInput(f"map={name!r}: the maps are linear, zscore, quantile, quantile_normal, log")
