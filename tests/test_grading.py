@@ -9,6 +9,7 @@ import pytest
 
 import marginkit as mk
 from marginkit import grading
+from marginkit.data.pairing import make_pairs
 from marginkit.errors import BadInput
 from marginkit.grading import GRADERS, Grading, grade_and_report
 from marginkit.groups import Groups
@@ -161,10 +162,12 @@ def test_severe_raters_do_not_hide_how_far_apart_grades_are():
             said = true[:, None] + rater + 0.8 * rng.normal(size=(3, 3))
             yield true, [rated(f"{at} {k}", *zip("abc", own.tolist(), strict=True)) for k, own in enumerate(said)]
 
-    for severity in (0.0, 3.0):
+    for severity, how in ((0.0, "all"), (3.0, "all"), (3.0, "best_worst")):
         rows = list(world(severity))
         groups = Groups.from_iterable(Group(f"g{at}", "?", tuple(own)) for at, (_, own) in enumerate(rows))
-        made = mk.grade(groups, "raters")
+        made = grade_and_report(make_pairs(groups, how), "raters")
+        assert made.report["fitted"]["variance of true differences"] == pytest.approx(2.0, abs=0.4)
+        made = made.groups
         right = [t[p.chosen] > t[p.rejected] for (t, _), g in zip(rows, made, strict=True) for p in g.pairs]
         said = [pair.prob for group in made for pair in group.pairs]
         assert np.mean(said) == pytest.approx(np.mean(right), abs=0.04)
@@ -244,6 +247,21 @@ def test_ranks_of_votes_of_orders_of_labels_and_of_probabilities_agree_in_order(
         a, b, c = utilities(mk.grade(groups, how, **options))
         assert a > b > c
         assert a + b + c == pytest.approx(0, abs=1e-9)
+
+
+def test_a_probability_is_hardly_shrunk_by_its_fit():
+    both = (Response("x"), Response("y"))
+    x, y = utilities(mk.grade(one(*both, pairs=(Pair(0, 1, prob=0.9),)), "pairwise"))
+    assert 1 / (1 + math.exp(y - x)) == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_fit_is_not_fitted_again():
+    """Utilities are what a fit gives, not evidence for another, which would shrink them once more."""
+    both = (Response("x"), Response("y"))
+    made = mk.grade(one(*both, pairs=(Pair(0, 1, votes=(3.0, 1.0, 0.0)),)), "ranks")
+    for how in ("ranks", "pairwise"):
+        with pytest.raises(BadInput, match="no prompt has any"):
+            mk.grade(made, how)
 
 
 def test_consistent_probabilities_come_back_as_they_are():

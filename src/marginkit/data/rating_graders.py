@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -199,7 +200,7 @@ def grade_by_raters(
                   (numbers[pair.chosen], numbers[pair.rejected])), strict=True
             )  # fmt: skip
             values.append((float(means[0] - means[1]), float(variances[0] + variances[1])))
-    facts = {"noise": noise.to_json()} | _with_shared_raters(values, shared, noise)
+    facts = {"noise": noise.to_json()} | _with_shared_raters(values, shared, rated, noise)
     moments = np.array(values, dtype=float).reshape(-1, 2)
     known = ~np.isnan(moments[:, 0])
     prob = np.full(len(moments), np.nan)
@@ -220,17 +221,27 @@ def _differences(chosen: list[tuple[str | None, float]], rejected: list[tuple[st
 
 
 def _with_shared_raters(
-    values: list[tuple[float, float]], shared: list[tuple[int, Array]], noise: RaterNoise
+    values: list[tuple[float, float]],
+    shared: list[tuple[int, Array]],
+    rated: Sequence[Sequence[list[tuple[str | None, float]]]],
+    noise: RaterNoise,
 ) -> dict[str, Any]:
     """Replace the moments of pairs whose raters rated both; noise and spread are those of the differences.
 
     The spread is the mean square of the mean differences, less s2 / n: the t2 of single ratings would take a rater's
-    severity, which both responses share, for noise that the means lack.
+    severity, which both responses share, for noise that the means lack. Both are taken over every two responses of a
+    prompt: pairs of the best and the worst would look further apart than responses are.
     """
-    if not any(len(differences) > 1 for _, differences in shared):
+    every = [
+        differences
+        for group in (rated if shared else ())
+        for one, other in combinations(filter(None, group), 2)
+        if (differences := _differences(one, other)) is not None
+    ]
+    if not any(len(differences) > 1 for differences in every):
         return {"pairs by rater's differences": 0}
-    s2, _ = pooled_variance([differences for _, differences in shared])
-    beyond = float(np.mean([own.mean() ** 2 - s2 / len(own) for _, own in shared]))
+    s2, _ = pooled_variance(every)
+    beyond = float(np.mean([own.mean() ** 2 - s2 / len(own) for own in every]))
     t2 = np.inf if np.isinf(noise.t2) else max(beyond, 0.0)
     for at, differences in shared:
         mean, variance = shrink(differences.mean(), len(differences), s2, t2)

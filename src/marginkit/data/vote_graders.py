@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
 from marginkit.data.bradley_terry import (
     Comparisons,
@@ -189,10 +190,9 @@ def _votes(group: Group) -> Wins:
 def _probs(group: Group) -> Wins:
     found = []
     for pair in group.pairs:
-        said = pair_evidence(group, pair)
-        prob = said.prob
-        if prob is None and said.target_gap is not None:
-            prob = float(1 / (1 + np.exp(-said.target_gap)))
+        prob = pair_evidence(group, pair).prob
+        if prob is None and pair.target_gap is not None:  # not that of utilities: a fit to a fit would shrink it again
+            prob = float(expit(pair.target_gap))
         if prob is not None:
             found.append((pair.chosen, pair.rejected, prob, 1 - prob))
     return found
