@@ -195,8 +195,10 @@ def sample_dataset(
     }
     if reward is not None:
         how = how or "best_worst"
-        if how not in HOWS:
-            raise BadInput(f"how={how!r}: pairs are made by {', '.join(HOWS)}")
+        if how not in HOWS or how == "given":
+            raise BadInput(f"how={how!r}: new pairs are made by {', '.join(name for name in HOWS if name != 'given')}")
+        if n == 1 and not with_given:
+            raise BadInput("n=1: a pair needs two responses to a prompt; draw n=2 or more, or use --with-given")
         _check_reward(reward, reward_recipe)
         settings |= {"reward_fingerprint": _fingerprint(reward), "reward_recipe": reward_recipe}
         settings |= {"reward_as": reward_as, "how": how, "keep_ties": keep_ties}
@@ -223,6 +225,9 @@ def sample_dataset(
         graded = grade_by_model(groups, reward, recipe=reward_recipe, into=reward_as)
         facts["graded_in"] = "logits" if any(r.utility is not None for r in graded[0].responses) else "reward units"
         groups = _paired(graded, policy, how or "best_worst", found.config, keep_ties=keep_ties, seed=seed)
+        if not len(groups):
+            why = ", ".join(f"{reason}: {count}" for reason, count in groups.dropped.items())
+            raise BadInput(f"{source}: no prompt has a pair ({why}); what was drawn lies in {draft}")
     manifest = write_dataset(groups, target, verb="sample", settings=settings, sources=[source], facts=facts)
     draft.unlink(missing_ok=True)
     return manifest, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,7 +119,7 @@ def test_samples_are_graded_paired_and_accounted_for(
 def test_ties_go_unless_they_are_kept(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where all rewards are equal, best and worst are the same response: such prompts are counted, or flagged ties."""
+    """Where all rewards are equal, best and worst are the same response: refused, or flagged as ties."""
     from marginkit import self_play
 
     score = self_play.score  # type: ignore[attr-defined]
@@ -130,16 +131,32 @@ def test_ties_go_unless_they_are_kept(
         return replace(scores, responses=scores.responses.set_column(at, scores.responses.schema.field(at), [equal]))
 
     monkeypatch.setattr(self_play, "score", flat)
-    common = ["sample", "sft", "prompts.jsonl", "-n", "2", "--reward", "bt", "--json"]
-    code, out, err = call(monkeypatch, capsys, *common, "--out", "a.jsonl")
-    assert code == 0, err
-    told = json.loads(out)
-    assert told["groups"] == 0
-    assert told["dropped"]["all ties"] == 11 - sum(n for why, n in told["dropped"].items() if why != "all ties")
-    code, out, _ = call(monkeypatch, capsys, *common, "--out", "b.jsonl", "--keep-ties")
-    assert json.loads(out)["groups"] == told["dropped"]["all ties"]
+    common = ["sample", "sft", "prompts.jsonl", "-n", "2", "--reward", "bt", "--json", "--out", "b.jsonl"]
+    code, out, err = call(monkeypatch, capsys, *common)
+    assert (code, out) == (2, "")
+    counted = re.search(
+        r"prompts.jsonl: no prompt has a pair \(.*all ties: (\d+)\); what was drawn lies in b.draft", err
+    )
+    assert counted is not None
+    assert not Path("b.jsonl").exists()
+    code, out, _ = call(monkeypatch, capsys, *common, "--keep-ties")  # from what was drawn before
+    assert json.loads(out)["groups"] == int(counted.group(1))
     groups, _ = mk.read_groups("b.jsonl")
     assert all(pair.tie for group in groups for pair in group.pairs)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["-n", "1"], "n=1: a pair needs two responses"), (["--how", "given"], "new pairs are made by best_worst")],
+)
+def test_what_can_give_no_pair_is_refused_before_anything_is_drawn(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    """Not after hours of drawing, with an empty dataset and a code of success."""
+    monkeypatch.setattr("marginkit.self_play.draw_samples", None)
+    code, out, err = call(monkeypatch, capsys, "sample", "sft", "prompts.jsonl", "--reward", "bt", *words)
+    assert (code, out) == (2, "")
+    assert said in err
 
 
 def test_a_failure_of_the_grading_loses_no_draws(
@@ -187,7 +204,7 @@ def test_pairs_of_highest_dcrm(here: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["sft", "prompts.jsonl", "--temperature", "0"], "would all be the same"),
         (["sft", "prompts.jsonl", "--engine", "vllm"], "pip install marginkit[vllm]"),
         (["sft", "prompts.jsonl", "--how", "best_worst"], "name it with --reward"),
-        (["sft", "prompts.jsonl", "--reward", "bt", "--how", "worst"], "pairs are made by given, best_worst"),
+        (["sft", "prompts.jsonl", "--reward", "bt", "--how", "worst"], "new pairs are made by best_worst"),
         (["sft", "prompts.jsonl", "--reward", "sft/nothing"], "sft/nothing: no such run or model"),
         (["sft", "prompts.jsonl", "--reward", "some/model"], "e.g. --reward-recipe bt"),
         (["sft", "prompts.jsonl", "--reward", "bt", "--reward-as", "rank"], "auto, grade, utility"),
