@@ -40,7 +40,7 @@ bench: $(STAMP)  ## the measurements behind the figures in docs/ (long)
 	$(BIN)/python benchmarks/demo_claims.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/selection.py --out docs/selection_measured.md
+	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/self_play.py
