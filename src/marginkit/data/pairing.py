@@ -12,7 +12,6 @@ from typing import Any, Literal
 from marginkit.data import ranking
 from marginkit.data.dcrm_pairs import dcrm_pairs
 from marginkit.data.distances import Tokenize
-from marginkit.data.grades import pair_evidence
 from marginkit.data.options import checked
 from marginkit.data.signals import Signals
 from marginkit.errors import BadInput
@@ -200,15 +199,6 @@ def _compared(i: int, j: int, votes: tuple[float, float, float]) -> Pair:
     return Pair(i, j, votes=votes, tie=for_i == for_j)
 
 
-def _graded(group: Group, i: int, j: int) -> Pair | None:
-    """The pair as utilities order it, else as grades do; None where neither is known of both."""
-    evidence = pair_evidence(group, Pair(i, j))
-    gap = evidence.grade_gap if evidence.target_gap is None else evidence.target_gap
-    if gap is None:
-        return None
-    return Pair(j, i) if gap < 0 else Pair(i, j, tie=gap == 0)
-
-
 def _given_pairs(group: Group) -> dict[tuple[int, int], list[Pair]]:
     found: dict[tuple[int, int], list[Pair]] = {}
     for pair in group.pairs:
@@ -225,15 +215,22 @@ def _given(group: Group) -> Found:
 
 def _all(group: Group) -> Found:
     given, votes = _given_pairs(group), _votes(group)
+    utilities = [response.utility for response in group.responses]
+    grades = [response.grade for response in group.responses]
     found: list[Pair] = []
     bare = 0
     for i, j in itertools.combinations(range(len(group.responses)), 2):
         if (i, j) in given:
             found += given[i, j]
-        elif (i, j) in votes:
+            continue
+        if (i, j) in votes:
             found.append(_compared(i, j, votes[i, j]))
-        elif pair := _graded(group, i, j):
-            found.append(pair)
-        else:
+            continue
+        u, v = utilities[i], utilities[j]
+        if u is None or v is None:  # the precedence of `pair_evidence`, without its record for each of K (K - 1) / 2
+            u, v = grades[i], grades[j]
+        if u is None or v is None:
             bare += 1
+        else:
+            found.append(Pair(j, i) if u < v else Pair(i, j, tie=u == v))
     return found, bare
