@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import marginkit as mk
 from marginkit import grading
+from marginkit.data.grades import pair_evidence
 from marginkit.data.pairing import make_pairs
+from marginkit.data.rating_graders import gamma_of_true_grades
 from marginkit.errors import BadInput
 from marginkit.grading import GRADERS, Grading, grade_and_report
 from marginkit.groups import Groups
@@ -121,8 +124,6 @@ def test_a_grade_of_few_raters_is_nearer_to_one_half():
 
 
 def test_by_hand_with_a_flat_prior():
-    from scipy.stats import norm
-
     groups = one(rated("x", 4.0, 6.0), rated("y", 1.0, 2.0, 6.0))
     s2 = (2 + 14) / 3  # within: (1 + 1) + (4 + 1 + 9), over 1 + 2
     expected = norm.cdf(2.0 / math.sqrt(s2 * (1 / 2 + 1 / 3)))
@@ -144,8 +145,6 @@ def test_raters_who_rated_both_are_compared_with_themselves():
 
 def test_differences_of_shared_raters_are_shrunk_by_their_own_spread():
     """By hand: differences 1 and 3: variance 2, spread 2^2 - 2 / 2 = 3, weight 2 * 3 / (2 * 3 + 2) = 3/4."""
-    from scipy.stats import norm
-
     groups = one(rated("x", ("a", 3.0), ("b", 6.0)), rated("y", ("a", 2.0), ("b", 3.0)))
     made = grade_and_report(groups, "raters")
     assert made.report["fitted"]["variance of true differences"] == pytest.approx(3.0)
@@ -172,6 +171,42 @@ def test_severe_raters_do_not_hide_how_far_apart_grades_are():
         said = [pair.prob for group in made for pair in group.pairs]
         assert np.mean(said) == pytest.approx(np.mean(right), abs=0.04)
         assert np.mean(said) > 0.8
+
+
+@pytest.mark.parametrize("how", ["ratings", "raters"])
+def test_a_gamma_from_raters_gives_the_share_of_fresh_raters_and_counts_their_noise_once(how):
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(500, 2))
+    said = true[..., None] + rng.normal(size=(500, 2, 2))
+    groups = Groups.from_iterable(
+        Group(f"g{at}", "?", tuple(rated(f"{at} {k}", *row) for k, row in enumerate(own.tolist())))
+        for at, own in enumerate(said)
+    )
+    made = mk.grade(groups, how, gamma="auto")
+    fresh, target = [], []
+    for (one, other), group in zip(true, made, strict=True):
+        gap = pair_evidence(group, group.pairs[0]) if group.pairs else None
+        if gap is None:
+            target.append(group.responses[0].utility - group.responses[1].utility)
+        else:
+            sign = 1 if group.pairs[0].chosen == 0 else -1
+            target.append(sign * math.log(gap.prob / (1 - gap.prob)))
+        fresh.append(norm.cdf((one - other) / math.sqrt(2)))
+    target, fresh = np.array(target), np.array(fresh)
+
+    def loss(times):
+        return float(np.mean(np.logaddexp(0, times * target) - fresh * times * target))
+
+    best = min(np.linspace(0.4, 2.5, 106), key=loss)
+    assert best == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_gamma_that_holds_for_noisy_grades_is_no_gamma_of_true_ones():
+    """Noise as large as the signal: the slope on true grades is larger; too steep a slope has none."""
+    groups = one(rated("x", ("a", 3.0), ("b", 6.0)), rated("y", ("a", 2.0), ("b", 3.0)))  # spread 3, error 2 / 2
+    assert gamma_of_true_grades(groups, 0.5) == pytest.approx(0.5 / math.sqrt(0.75**2 - math.pi / 8 * 0.25 * 3 / 4))
+    with pytest.raises(BadInput, match="gamma=2 goes with the grades as they are"):
+        gamma_of_true_grades(groups, 2.0)
 
 
 def test_an_aspect_that_no_rating_has_is_named():

@@ -29,7 +29,7 @@ from marginkit.data.judge_grader import grade_by_judge_probs
 from marginkit.data.judged import clipped_logit
 from marginkit.data.options import checked, option_defaults
 from marginkit.data.pairing import make_pairs
-from marginkit.data.rating_graders import grade_by_raters, grade_by_ratings
+from marginkit.data.rating_graders import gamma_of_true_grades, grade_by_raters, grade_by_ratings
 from marginkit.data.similarity import Embeds, grade_by_similarity
 from marginkit.data.vote_graders import grade_by_ranking, grade_by_votes
 from marginkit.errors import BadInput
@@ -203,8 +203,11 @@ def _choose_gamma(groups: Groups, how: str, settings: dict[str, Any]) -> dict[st
     from marginkit.gamma_run import choose_gamma
 
     found = choose_gamma(make_pairs(groups, "all", keep_unpaired=True))
-    settings["gamma"] = found.value
-    return {"gamma from": found.sentence}
+    if how == "ratings":
+        settings["gamma"] = found.value
+        return {"gamma from": found.sentence}
+    settings["gamma"] = gamma_of_true_grades(groups, found.value, aspect=settings.get("aspect"))
+    return {"gamma from": f"{found.sentence}; without the raters' noise, gamma = {settings['gamma']:.3g}"}
 
 
 def _bias(words: str) -> tuple[str, dict[str, Any]]:

@@ -117,6 +117,35 @@ def shrink(mean: npt.ArrayLike, count: npt.ArrayLike, s2: float, t2: float) -> t
     return m * weight, t2 * (1 - weight)
 
 
+def slope_without_noise(slope: float, spread: float, error: float) -> float:
+    """The slope of P on true differences, from that on differences known with an error.
+
+    With true differences d ~ N(0, T), observed ones d + N(0, E) and r = T / (T + E), d given the observed one is normal
+    about r times it with variance T (1 - r), and a logistic curve averaged over a normal is one of slope
+    g / sqrt(1 + c V), c = pi / 8 * g^2 (MacKay 1992). Solved for g: s / sqrt(r^2 - pi / 8 * s^2 T (1 - r)).
+
+    Args:
+        slope: s > 0, logits per dataset unit of the observed difference.
+        spread: T, squared dataset units.
+        error: E >= 0.
+
+    Raises:
+        BadInput: no slope on true differences gives so steep a slope on noisy ones.
+
+    Example:
+        >>> slope_without_noise(0.7, 2.0, 0.0), round(slope_without_noise(0.7, 2.0, 1.0), 3)
+        (0.7, 1.245)
+    """
+    reliability = spread / (spread + error) if error > 0 else 1.0
+    rest = reliability**2 - np.pi / 8 * slope**2 * spread * (1 - reliability)
+    if rest <= 0:
+        raise BadInput(
+            f"gamma={slope:.3g} goes with the grades as they are, and the raters' noise is too large to say which "
+            "gamma goes with true ones; use how=ratings, or give a number"
+        )
+    return float(slope / np.sqrt(rest))
+
+
 def prob_better(difference: npt.ArrayLike, variance: npt.ArrayLike, *, gamma: float | None = None) -> Array:
     """P(the first is better), given a difference of grades that is known with an error.
 

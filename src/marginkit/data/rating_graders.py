@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any, Literal
 
@@ -13,7 +13,14 @@ import numpy.typing as npt
 
 from marginkit.data.graded import Grades, paired_for_grading, pairs_inside, response_starts
 from marginkit.data.grades import just_noticeable_difference
-from marginkit.data.rater_noise import RaterNoise, fit_rater_noise, pooled_variance, prob_better, shrink
+from marginkit.data.rater_noise import (
+    RaterNoise,
+    fit_rater_noise,
+    pooled_variance,
+    prob_better,
+    shrink,
+    slope_without_noise,
+)
 from marginkit.data.ratings import ASPECT_WEIGHTS, MapName, ScaleMap, fit_map, weigh_aspects
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
@@ -178,10 +185,7 @@ def grade_by_raters(
         held := {r.aspect for group in groups for response in group.responses for r in response.ratings} - {None}
     ):
         raise BadInput(f"aspect={aspect}: no rating has it; the ratings have {', '.join(sorted(held)) or 'no aspects'}")
-    rated = [
-        [[(r.rater, r.value) for r in response.ratings if r.aspect == aspect] for response in group.responses]
-        for group in paired
-    ]
+    rated = _rated(paired, aspect)
     arrays = [[np.array([value for _, value in ratings]) for ratings in group] for group in rated]
     noise = fit_rater_noise(arrays, flat=prior == "flat")
     values, ungraded, shared = [], 0, []
@@ -220,10 +224,60 @@ def _differences(chosen: list[tuple[str | None, float]], rejected: list[tuple[st
     return np.array([first[name] - second[name] for name in sorted(map(str, names))])
 
 
+def gamma_of_true_grades(groups: Groups, gamma: float, *, aspect: str | None = None) -> float:
+    """The gamma of true grades, from one that holds for mean ratings with their noise, see `slope_without_noise`.
+
+    `grade_by_raters` averages over that noise: with the gamma of noisy grades it would be counted twice.
+
+    Args:
+        groups: as for `grade_by_raters`.
+        gamma: logits per grade, a mean of ratings.
+        aspect: of the ratings.
+
+    Raises:
+        BadInput: no response has two ratings, or the noise is too large.
+    """
+    rated = _rated(groups, aspect)
+    every = _every_difference(rated)
+    if any(len(differences) > 1 for differences in every):
+        s2, spread = _spread(every)
+        return slope_without_noise(gamma, spread, s2 * float(np.mean([1 / len(own) for own in every])))
+    noise = fit_rater_noise([[np.array([value for _, value in own]) for own in group] for group in rated])
+    thinness = float(np.mean([1 / len(own) for group in rated for own in group if own]))
+    return slope_without_noise(gamma, 2 * noise.t2, 2 * noise.s2 * thinness)
+
+
+Rated = list[list[list[tuple[str | None, float]]]]
+
+
+def _rated(groups: Groups, aspect: str | None) -> Rated:
+    """Of every group, of every response, who rated it how."""
+    return [
+        [[(r.rater, r.value) for r in response.ratings if r.aspect == aspect] for response in group.responses]
+        for group in groups
+    ]
+
+
+def _every_difference(rated: Rated) -> list[Array]:
+    """Rater by rater, of every two responses of a prompt that the same named raters rated."""
+    return [
+        differences
+        for group in rated
+        for one, other in combinations(filter(None, group), 2)
+        if (differences := _differences(one, other)) is not None
+    ]
+
+
+def _spread(every: list[Array]) -> tuple[float, float]:
+    """The variance of a rater's difference about the true one, and of true differences."""
+    s2, _ = pooled_variance(every)
+    return s2, max(float(np.mean([own.mean() ** 2 - s2 / len(own) for own in every])), 0.0)
+
+
 def _with_shared_raters(
     values: list[tuple[float, float]],
     shared: list[tuple[int, Array]],
-    rated: Sequence[Sequence[list[tuple[str | None, float]]]],
+    rated: Rated,
     noise: RaterNoise,
 ) -> dict[str, Any]:
     """Replace the moments of pairs whose raters rated both; noise and spread are those of the differences.
@@ -232,17 +286,11 @@ def _with_shared_raters(
     severity, which both responses share, for noise that the means lack. Both are taken over every two responses of a
     prompt: pairs of the best and the worst would look further apart than responses are.
     """
-    every = [
-        differences
-        for group in (rated if shared else ())
-        for one, other in combinations(filter(None, group), 2)
-        if (differences := _differences(one, other)) is not None
-    ]
+    every = _every_difference(rated) if shared else []
     if not any(len(differences) > 1 for differences in every):
         return {"pairs by rater's differences": 0}
-    s2, _ = pooled_variance(every)
-    beyond = float(np.mean([own.mean() ** 2 - s2 / len(own) for own in every]))
-    t2 = np.inf if np.isinf(noise.t2) else max(beyond, 0.0)
+    s2, spread = _spread(every)
+    t2 = np.inf if np.isinf(noise.t2) else spread
     for at, differences in shared:
         mean, variance = shrink(differences.mean(), len(differences), s2, t2)
         values[at] = (float(mean), float(variance))
