@@ -167,10 +167,10 @@ def sample_dataset(
     target = Path(out)
     if target.suffix != ".jsonl":
         raise BadInput(f"out={target}: name a .jsonl file")
-    if reward is None and (how is not None or keep_ties or reward_recipe is not None):
-        raise BadInput("how, keep_ties and reward_recipe pair what a reward model graded; name it with --reward")
     if reward_as not in _INTO:
         raise BadInput(f"reward_as={reward_as!r}: the choices are {', '.join(_INTO)}")
+    if reward is None and (how is not None or keep_ties or reward_recipe is not None or reward_as != "auto"):
+        raise BadInput("how, keep_ties, reward_recipe and reward_as are of a reward model; name it with --reward")
     draws = Draws(n, temperature, top_p, MOST_NEW_TOKENS if max_new_tokens is None else max_new_tokens, seed)
     found = open_policy(policy, overrides)
     settings: dict[str, Any] = {
@@ -223,6 +223,10 @@ def sample_dataset(
     groups, facts = drawn.groups, dict(drawn.facts)
     if reward is not None:
         graded = grade_by_model(groups, reward, recipe=reward_recipe, into=reward_as)
+        if not len(graded):
+            raise BadInput(
+                f"--reward {reward}: every prompt with its responses is too long for it; what was drawn lies in {draft}"
+            )
         facts["graded_in"] = "logits" if any(r.utility is not None for r in graded[0].responses) else "reward units"
         groups = _paired(graded, policy, how or "best_worst", found.config, keep_ties=keep_ties, seed=seed)
         if not len(groups):

@@ -159,6 +159,20 @@ def test_what_can_give_no_pair_is_refused_before_anything_is_drawn(
     assert said in err
 
 
+def test_responses_that_the_reward_model_cannot_read_are_refused_and_kept(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it reads none of them there is nothing to pair, and the draws are still there."""
+    from marginkit import self_play
+
+    nothing = Groups.from_iterable([])
+    monkeypatch.setattr(self_play, "grade_by_model", lambda *args, **kwargs: nothing)
+    code, out, err = call(monkeypatch, capsys, "sample", "sft", "prompts.jsonl", "--reward", "bt", "--out", "a.jsonl")
+    assert (code, out) == (2, "")
+    assert "--reward bt: every prompt with its responses is too long for it" in err
+    assert Path("a.draft.jsonl").is_file()
+
+
 def test_a_failure_of_the_grading_loses_no_draws(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +218,7 @@ def test_pairs_of_highest_dcrm(here: Path, monkeypatch: pytest.MonkeyPatch, caps
         (["sft", "prompts.jsonl", "--temperature", "0"], "would all be the same"),
         (["sft", "prompts.jsonl", "--engine", "vllm"], "pip install marginkit[vllm]"),
         (["sft", "prompts.jsonl", "--how", "best_worst"], "name it with --reward"),
+        (["sft", "prompts.jsonl", "--reward-as", "grade"], "name it with --reward"),
         (["sft", "prompts.jsonl", "--reward", "bt", "--how", "worst"], "new pairs are made by best_worst"),
         (["sft", "prompts.jsonl", "--reward", "sft/nothing"], "sft/nothing: no such run or model"),
         (["sft", "prompts.jsonl", "--reward", "some/model"], "e.g. --reward-recipe bt"),
