@@ -27,7 +27,8 @@ from marginkit.embedders import Embedder
 from marginkit.embedding_features import Examples, examples_of
 from marginkit.embedding_heads import Heads, HeadSettings, train_heads
 from marginkit.evaluation.calibration import expected_calibration_error, fit_temperature
-from marginkit.gamma_trained import FEW_CLUSTERS, cut_by_response, from_training
+from marginkit.gamma import FEW_CLUSTERS
+from marginkit.gamma_trained import cut_by_response, from_training
 from marginkit.groups import Groups
 from marginkit.records import Group, Pair
 

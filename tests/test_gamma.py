@@ -391,3 +391,43 @@ def test_auto_is_only_for_grades(name: str, words: str) -> None:
         resolve(name, ["target.gamma=auto"])
     with pytest.raises(BadInput, match="gamma"):
         mk.recipe("mmpo", gamma="auto")
+
+
+def test_raters_who_left_ratings_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With four in ten ratings missing the gamma is still that of the grades there are, the means of those given."""
+    monkeypatch.setattr("marginkit.gamma._REPEATS", 2)  # the interval is not looked at
+    rng = np.random.default_rng(8)
+    groups, gaps, probs = [], [], []
+    for n in range(2500):
+        quality = rng.normal(0, 1.5, 4)
+        given = [[Rating(f"r{k}", float(q + rng.gumbel())) for k in range(6) if rng.random() > 0.4] for q in quality]
+        grades = [float(np.mean([one.value for one in each])) if each else None for each in given]
+        texts = [Response(f"{n} {k}", grade=grades[k], ratings=tuple(given[k])) for k in range(4)]
+        group = make_pairs(Groups.from_iterable([Group(str(n), f"Why {n}?", tuple(texts))]), "all")[0]
+        groups.append(group)
+        for pair in group.pairs:
+            one, other = ({rating.rater for rating in given[at]} for at in (pair.chosen, pair.rejected))
+            if len(one & other) >= 2:
+                gaps.append(grades[pair.chosen] - grades[pair.rejected])  # type: ignore[operator]
+                probs.append(float(sigmoid(quality[pair.chosen] - quality[pair.rejected])))
+    truth = fit_slope(np.array(gaps), np.array(probs), np.ones(len(gaps)))
+    found = from_raters(Groups.from_iterable(groups))
+    assert found is not None
+    assert found.value == pytest.approx(truth, rel=0.05), (found.value, truth)
+
+
+def test_an_interval_of_one_cluster_is_over_pairs() -> None:
+    """One prompt says nothing of other prompts, and an interval without width would say that it says all."""
+    one = [replace(group, cluster="the only one") for group in rated(200, 0.5)]
+    found = from_votes(Groups.from_iterable(one))
+    assert found is not None
+    assert found.clusters == 0
+    assert found.low < 0.95 * found.value < 1.05 * found.value < found.high
+
+
+def test_labels_that_are_not_read_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A file that the user named is used, or it is said why not."""
+    graded = world(QUALITIES["high"], 60)
+    with caplog.at_level("INFO", "marginkit"):
+        assert choose_gamma(graded, labels=graded).source == "raters"
+    assert "labels are not used, as the agreement of raters" in caplog.text

@@ -24,6 +24,8 @@ _Row = tuple[float, float, float, str]
 
 FEWEST = 50
 """Pairs below which a source of evidence says nothing."""
+FEW_CLUSTERS = 20
+"""Fewer clusters than these, and the interval is over pairs."""
 _REPEATS = 200
 _C2 = (16 * math.sqrt(3) / (15 * math.pi)) ** 2  # a logistic curve averaged over normal noise of variance v in its
 # argument is near a logistic curve whose slope is divided by sqrt(1 + _C2 v)
@@ -183,6 +185,8 @@ def from_raters(groups: Iterable[Group], seed: int = 0) -> Gamma | None:
     (`fit_with_ties`). The grade of the data is the mean of all n, which is more reliable: with the variances of true
     gaps T and of a rater's noise E, reliability r(m) = T / (T + E / m), the slope g(m) that goes with m raters obeys
     g(m) = r(m) s / sqrt(1 + c^2 s^2 T (1 - r(m))) for one s, c = 16 sqrt(3) / (15 pi); from g(n - 1) follows g(n).
+    Where pairs have different numbers of raters, their harmonic means count, as it is the noise that averages; n is
+    that of the ratings a grade is made of, those of raters who left the other response out among them.
 
     Args:
         groups: paired groups whose responses have ratings; raters are told apart by name, or by place where none is
@@ -194,6 +198,7 @@ def from_raters(groups: Iterable[Group], seed: int = 0) -> Gamma | None:
     """
     gaps: list[Array] = []
     graded: list[float] = []
+    raters: list[float] = []
     cluster: list[str] = []
     for group in groups:
         rated = [_by_rater(response) for response in group.responses]
@@ -204,11 +209,12 @@ def from_raters(groups: Iterable[Group], seed: int = 0) -> Gamma | None:
             if len(shared) >= 2 and gap is not None:
                 gaps.append(np.array([one[name] - other[name] for name in shared]))
                 graded.append(gap)
+                raters.append(2 / (1 / len(one) + 1 / len(other)))
                 cluster.append(_cluster(group))
     if len(gaps) < FEWEST:
         return None
-    count = np.array([len(gap) for gap in gaps], np.float64)
-    whole = np.array([gap.mean() for gap in gaps])
+    count, given = np.array([len(gap) for gap in gaps], np.float64), np.array(raters)
+    whole, grade = np.array([gap.mean() for gap in gaps]), np.array(graded)
     others = np.concatenate([(gap.sum() - gap) / (len(gap) - 1) for gap in gaps])
     answer = np.sign(np.concatenate(gaps))
     weight = np.concatenate([np.full(len(gap), 1 / len(gap)) for gap in gaps])
@@ -219,26 +225,29 @@ def from_raters(groups: Iterable[Group], seed: int = 0) -> Gamma | None:
     def fitted(times: Array) -> tuple[float, dict[str, float]]:
         many = times * (count - 1)
         error = float((many * noise).sum() / many.sum())
-        raters = float((times * count).sum() / times.sum())
+        few, both, every = (float(times.sum() / (times / number).sum()) for number in (count - 1, count, given))
         true = float((times * (whole**2 - error / count)).sum() / times.sum())
         many_of_each = np.bincount(kind, weight * times[owner], alike.shape[1]).astype(np.float64)
         held, threshold = fit_with_ties(alike[0], alike[1], many_of_each)
-        facts = {"raters": raters, "held_out": held, "tie_threshold": threshold, "noise": error, "signal": true}
-        return (math.nan if true <= 0 else _with_more_raters(held, raters, true, error)), facts
+        unit = float((times * whole * grade).sum() / max((times * whole**2).sum(), 1e-12))  # 1: grades are the means
+        unit *= (true + error / both) / (true + error / every)  # of all ratings, not of those of shared raters alone
+        facts = {"raters": every, "held_out": held, "tie_threshold": threshold, "noise": error, "signal": true}
+        facts["grades_a_rating"] = unit
+        known = true > 0 and unit > 0
+        return (_with_more_raters(held, few, every, true, error) / unit if known else math.nan), facts
 
     value, facts = fitted(np.ones(len(gaps)))
-    grades_a_rating = float((whole * np.array(graded)).sum() / max((whole**2).sum(), 1e-12))  # 1: grades are means
-    if not math.isfinite(value) or grades_a_rating <= 0:
+    if not math.isfinite(value):
         return None
-    low, high = (end / grades_a_rating for end in _interval(lambda times: fitted(times)[0], cluster, seed))
-    value, facts = value / grades_a_rating, facts | {"grades_a_rating": grades_a_rating}
+    place, clusters = resampled(cluster)
+    low, high = _interval(lambda times: fitted(times)[0], place, seed)
     how = f"the agreement of raters ({facts['raters']:.2g} a response)"
-    return Gamma(value, low, high, "raters", len(gaps), len(set(cluster)), how, facts)
+    return Gamma(value, low, high, "raters", len(gaps), clusters, how, facts)
 
 
-def _with_more_raters(held: float, raters: float, true: float, error: float) -> float:
-    """The slope on the mean of n raters from that on the mean of n - 1; see `from_raters`."""
-    few, all_of_them = (true / (true + error / number) for number in (max(raters - 1, 1.0), max(raters, 1.0)))
+def _with_more_raters(held: float, fewer: float, more: float, true: float, error: float) -> float:
+    """The slope on the mean of more raters from that on the mean of fewer; see `from_raters`."""
+    few, all_of_them = (true / (true + error / number) for number in (fewer, more))
     rest = few**2 - held**2 * _C2 * true * (1 - few)
     if not math.isfinite(held) or rest <= 0:  # more noise than the approximation bears
         return held * all_of_them / few
@@ -353,14 +362,31 @@ def _from_answers(rows: Sequence[_Row], source: str, how: str, seed: int) -> Gam
     def fitted(times: Array) -> float:
         return fit_slope(answers.gap, answers.share, answers.weight * times)
 
-    cluster = answers.cluster.tolist()
-    low, high = _interval(fitted, cluster, seed)
-    return Gamma(value, low, high, source, len(rows), len(set(cluster)), how)
+    place, clusters = resampled(answers.cluster.tolist())
+    low, high = _interval(fitted, place, seed)
+    return Gamma(value, low, high, source, len(rows), clusters, how)
 
 
-def _interval(fitted: Callable[[Array], float], cluster: Sequence[str], seed: int) -> tuple[float, float]:
-    """The 95% interval over resampled clusters; `fitted` takes how often each pair counts."""
-    _, place = np.unique(cluster, return_inverse=True)
+def resampled(cluster: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:
+    """What a bootstrap draws: the clusters, or the pairs themselves where clusters are too few to be drawn from.
+
+    Args:
+        cluster: of each pair.
+
+    Returns:
+        [N] which of the drawn units a pair belongs to, and how many clusters these are; 0 if they are pairs.
+
+    Example:
+        >>> resampled(["a", "a", "b"])
+        (array([0, 1, 2]), 0)
+    """
+    names, place = np.unique(cluster, return_inverse=True)
+    few = len(names) < FEW_CLUSTERS
+    return (np.arange(len(cluster)), 0) if few else (place, len(names))
+
+
+def _interval(fitted: Callable[[Array], float], place: npt.NDArray[np.int64], seed: int) -> tuple[float, float]:
+    """The 95% interval over resampled clusters, see `resampled`; `fitted` takes how often each pair counts."""
     size = int(place.max()) + 1
     rng = np.random.default_rng(seed)
     drawn = [fitted(rng.multinomial(size, np.full(size, 1 / size))[place].astype(np.float64)) for _ in range(_REPEATS)]

@@ -66,8 +66,12 @@ def choose_gamma(
     """
     held = assign_clusters(groups)
     found = from_raters(held, seed) or from_votes(held, seed)
-    if found is None and labels is not None:
-        found = from_labels(held, labels, seed)
+    if found is not None and labels is not None:
+        log.info("target.gamma=auto: the labels are not used, as %s comes first", found.how)
+    elif labels is not None:
+        found = from_labels(held, assign_clusters(labels), seed)
+        if found is None:
+            log.info("target.gamma=auto: no label goes against the grades, so how large gamma is they do not say")
     if found is None and independent_order:
         found = from_order(held, seed)
     if found is None:

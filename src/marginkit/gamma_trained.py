@@ -21,7 +21,7 @@ from marginkit.data.splits import assign_clusters, text_digest
 from marginkit.embedders import Embedder
 from marginkit.embedding_heads import HeadSettings
 from marginkit.errors import BadInput
-from marginkit.gamma import FEWEST, Gamma
+from marginkit.gamma import FEWEST, Gamma, resampled
 from marginkit.groups import Groups
 from marginkit.records import Group, Pair
 
@@ -30,8 +30,6 @@ LOW, HIGH = 0.1, 3.0
 """Ends of the grid, in units of 1 / the root mean square of the grade gaps."""
 MOST = 3000
 """Groups that heads are trained on at most; of more, an even sample is taken."""
-FEW_CLUSTERS = 20
-"""Fewer clusters than these, and the interval is over pairs."""
 _REPEATS, _PARTS = 1000, 8
 
 
@@ -79,14 +77,12 @@ def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, se
                 nll.append([float(np.logaddexp(0, -value)) for value in own])
                 cluster.append(str(group.cluster))
     table = np.array(nll)
-    # of few clusters no interval can be drawn: the pairs themselves take their place
-    few = len(set(cluster)) < FEW_CLUSTERS
-    names, place = np.unique(np.arange(len(cluster)) if few else cluster, return_inverse=True)
-    sums = np.zeros((len(names), GRID))
+    place, clusters = resampled(cluster)
+    sums = np.zeros((clusters or len(cluster), GRID))
     np.add.at(sums, place, table)
     best = int(sums.sum(0).argmin())
     rng = np.random.default_rng(seed)
-    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_REPEATS)
+    times = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=_REPEATS)
     drawn = (times @ sums).argmin(1)
     low, high = (int(np.quantile(drawn, share, method="nearest")) for share in (0.025, 0.975))
     rule = "stopped early" if settings.keep_best else "trained to the end"
@@ -112,7 +108,7 @@ def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, se
         float(grid[high]),
         "training",
         len(table),
-        0 if few else len(names),
+        clusters,
         how,
         details,
     )
