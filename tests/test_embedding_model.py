@@ -254,6 +254,22 @@ def test_another_embedder_is_refused(graded: Groups, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("features", "joined"), ("features", "words"), ("embedder", {"name": 3, "fingerprint": "x"}), ("hidden", "five")],
+)
+def test_an_altered_model_is_refused(name: str, value: Any, graded: Groups, tmp_path: Path) -> None:
+    """In one line that names the folder, not by what torch says of it later."""
+    data = examples_of(split(graded, "dev"), HASH)
+    EmbeddingModel(HASH, train_heads(data, [recipe("bt")], HeadSettings(epochs=1)), "interaction", data.blocks).save(
+        tmp_path
+    )
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(BadInput, match="not a whole model"):
+        EmbeddingModel.load(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "override", "says"),
     [
         ("bt", "encoding.max_length=64", "encoding.max_length: is not used"),

@@ -9,7 +9,7 @@ reward = outer @ s + bias, s = z or tanh(inner @ z + inner_bias), z = (features 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class EmbeddingModel:
             "blocks": list(self.blocks),
             "hidden": self.head.hidden,
         }
-        (target / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (target / _CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return target
 
     @classmethod
@@ -88,7 +88,9 @@ class EmbeddingModel:
             blocks, features = tuple(content["blocks"]), content["features"]
             head = Heads(sum(blocks), content["hidden"])
             head.load_state_dict(load_file(place / _WEIGHTS))
-        except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+            if not isinstance(name, str) or len(blocks) != _BLOCKS[features]:
+                raise ValueError(f"{_CONFIG} is not as it was written: embedder {name}, features {features}")
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
             raise BadInput(f"{place}: not a whole model ({str(error).splitlines()[0]}); train it again") from None
         embedder = open_embedder(name, store=store)
         if embedder.fingerprint != fingerprint:
@@ -99,7 +101,8 @@ class EmbeddingModel:
         return cls(embedder, head, features, blocks)
 
 
-_WEIGHTS = "head.safetensors"
+_CONFIG, _WEIGHTS = "config.json", "head.safetensors"
+_BLOCKS: Mapping[Features, int] = {"interaction": 4, "response": 2, "joined": 2}
 
 
 def is_embedding_model(folder: str | Path) -> bool:
@@ -113,7 +116,7 @@ def is_embedding_model(folder: str | Path) -> bool:
 
 
 def _config_at(folder: Path) -> dict[str, Any] | None:
-    file = folder / "config.json"
+    file = folder / _CONFIG
     if not file.is_file():
         return None
     try:

@@ -203,3 +203,19 @@ def test_a_histogram_of_equal_scores_is_empty():
     rows = histogram(np.array([0.0, 1.0, np.nan, 2.0]), np.array([True, False, False, True]), bins=2, width=4)
     assert [(row[1], row[2]) for row in rows] == [("1", "██"), ("2", "██░░")]
     assert isinstance(Groups.from_iterable([]), Groups)
+
+
+@pytest.mark.parametrize(
+    "words", [("select", "--how", "threshold", "--set", "min_gap=1000"), ("pair", "--how", "given")]
+)
+def test_a_dataset_without_pairs_is_not_written(graded, tmp_path, words):
+    out = tmp_path / "none.jsonl"
+    with pytest.raises(BadInput, match=r"no pair is left \(.*: 20.*is not written"):
+        run(words[0], graded, *words[1:], "--out", out)
+    assert not out.exists()
+
+
+def test_a_source_is_not_replaced_and_no_work_is_done_first(graded, monkeypatch):
+    monkeypatch.setattr("marginkit.cli.selecting._read", None)
+    with pytest.raises(BadInput, match="would replace what it is made from"):
+        run("pair", graded, "--out", graded)

@@ -57,7 +57,7 @@ def by_all_pairs(job, options, scale=1.0):
             continue
         if job.strong is None and gap < 0:  # its mirror image is met too
             continue
-        if 0 < gap < options.min_gap:
+        if abs(gap) < options.min_gap:
             continue
         edit = edit_distance(job.texts[i], job.texts[j]) if options.edits else 0
         if options.edit_unit == "normalised":

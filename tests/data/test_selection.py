@@ -212,3 +212,22 @@ def test_two_selections_side_by_side():
     )
     found = compare_selections(groups, turned)
     assert (found["shared"], found["turned"]) == (0, 10)
+
+
+def test_no_margin_at_all_has_no_outliers():
+    bare = (Response("x"), Response("y"))
+    made = select(Groups.from_iterable([Group("a", "?", bare, pairs=(Pair(0, 1),))]), "explicit", top=1, outliers=0.1)
+    assert made.dropped == {"pairs without a score": 1, "no selected pair": 1}
+
+
+def test_the_scale_of_dcrm_is_in_the_unit_of_its_margin():
+    """Grades of a few responses say nothing of the spread of gaps in logits."""
+
+    def dcrm_of(unit):
+        some = [Group("g", "?", (Response("x", grade=unit), Response("y", grade=0.0)), pairs=())]
+        both = (Response("a b"), Response("c"))
+        rest = [Group(str(n), "?", both, pairs=(Pair(0, 1, target_gap=n + 1.0),)) for n in range(4)]
+        made = Groups.from_iterable(some + rest)
+        return select(made, "dcrm", top=1.0, distance="edit", reward_scale="std").facts["method"]["reward_scale"]
+
+    assert dcrm_of(1.0) == dcrm_of(100.0) == pytest.approx(np.sqrt(30 / 4))

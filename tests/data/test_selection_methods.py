@@ -398,3 +398,9 @@ def test_thinned_groups():
     assert make_pairs(made, "best_worst", ties="drop").dropped["all ties"] == 5
     with pytest.raises(BadInput, match=r"^rso: count=1"):
         thin_responses(groups, Signals.of(groups), count=1)
+
+
+def test_shares_of_an_ensemble_are_not_lost_to_rounding():
+    """0.29 of 100 pairs is 29 of them, though 0.29 * 100 is 28.999 ..."""
+    made = ensemble([[float(n - 50) for n in range(100)]], flip=0.29, soften=0.0)
+    assert made.facts["method"]["flipped"] == 29

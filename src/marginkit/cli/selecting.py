@@ -80,7 +80,6 @@ def pair(
 ) -> None:
     """Make pairs of graded responses and write them as a dataset: by rank, all, or the best of N^2 by DCRM."""
     from marginkit.data.dcrm import DcrmOptions
-    from marginkit.data.manifests import write_dataset
     from marginkit.data.pairing import make_pairs
     from marginkit.data.rso import thin_responses
     from marginkit.progress import progress
@@ -121,7 +120,7 @@ def pair(
     settings |= {"split": split, "tokenizer": tokenizer, "options": options}
     settings |= {"columns": assignments(column), "mapping": mapping}
     facts = {"read": read, "signals": dict(signals.facts), **getattr(made, "facts", {})}
-    manifest = write_dataset(made, target, verb="pair", settings=settings, sources=files, facts=facts)
+    manifest = _write(made, target, files, "pair", settings, facts)
     result = {"out": str(target), "how": how, "read": read, "kept": len(made), "pairs": manifest["pairs"]}
     result |= {"dropped": dict(made.dropped), "facts": facts}
     if as_json:
@@ -174,7 +173,6 @@ def select(
         _compare(files, column, as_json)
         return
     from marginkit.data.dcrm import DcrmOptions
-    from marginkit.data.manifests import write_dataset
     from marginkit.data.selection import READ_POLICY, READ_REFERENCE, check_options
     from marginkit.data.selection import select as select_pairs
     from marginkit.signals import policy_tokenizer
@@ -201,7 +199,7 @@ def select(
     settings |= {"reward": reward, "crossfit": crossfit, "policy": policy, "reference": reference}
     settings |= {"columns": assignments(column), "mapping": mapping}
     facts = {"read": read, **made.facts}
-    manifest = write_dataset(made, target, verb="select", settings=settings, sources=files, facts=facts)
+    manifest = _write(made, target, files, "select", settings, facts)
     result = {"out": str(target), "how": how, "candidates": len(made.scores), "pairs": manifest["pairs"]}
     result |= {"groups": len(made), "dropped": dict(made.dropped), "facts": facts}
     if as_json:
@@ -223,11 +221,25 @@ def assignments_of(option: Sequence[str] | None) -> dict[str, str]:
 
 
 def _named(out: Path | None, files: Sequence[str], verb: str) -> Path:
+    from marginkit.data.manifests import check_target
+
     if out is None:
         raise BadInput(f"--out is missing: name the file to make, e.g. marginkit {verb} {files[0]} --out best.jsonl")
-    if out.suffix != ".jsonl":
-        raise BadInput(f"--out {out}: name a .jsonl file")
-    return out
+    return check_target(out, files)
+
+
+def _write(made: Groups, target: Path, files: list[str], verb: str, settings: dict[str, Any], facts: Any) -> Any:
+    """The manifest of what was written; nothing is where no pair is left.
+
+    Raises:
+        BadInput: no pair is left.
+    """
+    from marginkit.data.manifests import write_dataset
+
+    if not len(made):
+        why = ", ".join(f"{reason}: {count}" for reason, count in made.dropped.items())
+        raise BadInput(f"{', '.join(files)}: no pair is left ({why}), so {target} is not written")
+    return write_dataset(made, target, verb=verb, settings=settings, sources=files, facts=facts)
 
 
 def _read(

@@ -93,7 +93,7 @@ def best_pair(job: Job, options: DcrmOptions, scale: float = 1.0) -> Best | None
     if options.strong is None:  # the better one is chosen
         i, j = np.where(gaps < 0, j, i), np.where(gaps < 0, i, j)
         gaps = np.abs(gaps)
-    fits = usable[i] & usable[j] & (gaps != 0) & ((gaps >= options.min_gap) | (gaps < 0))
+    fits = usable[i] & usable[j] & (gaps != 0) & (np.abs(gaps) >= options.min_gap)
     i, j, gaps = i[fits], j[fits], gaps[fits]
     if not len(gaps):
         return None

@@ -28,9 +28,10 @@ def by_dcrm(candidates: Candidates, **options: Any) -> Scored:
     signals = candidates.signals
     places = logp_places(wanted, signals.logp, signals.length)
     gap = candidates.explicit
-    if candidates.explicit_by == "rewards" or not np.isnan(signals.rewards[0]).all():
+    own = "target gap" if signals.unit == "logits" else "grade gap"
+    if candidates.explicit_by == "rewards" or (candidates.explicit_by == own and not np.isnan(signals.reward).all()):
         scale = scale_of(wanted, signals.reward, signals.starts)
-    else:  # the data speaks of its pairs alone
+    else:  # the data speaks of its pairs alone, or in another unit
         scale = _scale_of_gaps(wanted, gap)
     shift = np.zeros(len(candidates)) if places is None else np.abs(candidates.gap(places))
     edit = _edits(candidates, wanted) if wanted.edits else np.zeros(len(candidates))

@@ -8,6 +8,7 @@ judge: cross-fitted rewards are such.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -82,8 +83,8 @@ def by_strength(
     u, s = strength(in_own_units(raw) if scale else raw)
     own_unit = raw.mean(axis=0)
     order = np.argsort(u, kind="stable")[: int(np.isfinite(u).sum())]  # NaN sorts last
-    turned = order[: int(flip * len(order))]
-    doubtful = order[int(flip * len(order)) : int((flip + soften) * len(order) + 1e-9)]
+    first, second = (math.floor(share * len(order) + 1e-9) for share in (flip, flip + soften))
+    turned, doubtful = order[:first], order[first:second]
     changed: dict[int, Pair] = {}
     for at in turned[u[turned] < 0].tolist():
         pair = candidates.pairs[at]

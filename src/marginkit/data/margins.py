@@ -124,7 +124,7 @@ def by_region(
         raise BadInput(f"tau={tau}, outliers={outliers}: tau is above 0, outliers a share below 0.5")
     left_out: dict[str, Mask] = {}
     there = np.isfinite(margin)
-    if outliers:
+    if outliers and there.any():
         low, high = np.quantile(margin[there], [outliers, 1 - outliers])
         left_out["pairs with an extreme margin"] = there & ((margin < low) | (margin > high))
     if region == "mid":
