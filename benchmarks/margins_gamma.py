@@ -28,7 +28,8 @@ from marginkit.data.pairing import make_pairs
 from marginkit.embedders import Embedder
 from marginkit.embedding_features import examples_of
 from marginkit.embedding_heads import best_and_last
-from marginkit.gamma import fit_slope, from_raters
+from marginkit.gamma import from_raters
+from marginkit.gamma_fits import fit_slope
 from marginkit.gamma_trained import GRID, from_training
 from marginkit.groups import Groups
 from marginkit.world import QUALITIES, make_world, preference_prob, true_gamma

@@ -20,7 +20,8 @@ from marginkit.dry_run import dry_run
 from marginkit.embedders import open_embedder
 from marginkit.embedding_heads import HeadSettings
 from marginkit.errors import BadInput
-from marginkit.gamma import Gamma, fit_slope, fit_with_ties, from_labels, from_order, from_raters, from_votes
+from marginkit.gamma import Gamma, from_labels, from_order, from_raters, from_votes
+from marginkit.gamma_fits import fit_slope, fit_with_ties
 from marginkit.gamma_run import choose_gamma
 from marginkit.gamma_trained import GRID, from_training
 from marginkit.groups import Groups, write_groups

@@ -90,7 +90,8 @@ ALLOWED["embedding_run"] = ALLOWED["embedding_model"] | {
     "scoring",
 }
 ALLOWED["crossfit"] = ALLOWED["embedding_model"] | {"assembly", "evaluation.calibration"}
-ALLOWED["gamma"] = {"data.grades", "records", "errors"}
+ALLOWED["gamma_fits"] = set()
+ALLOWED["gamma"] = {"data.grades", "gamma_fits", "records", "errors"}
 ALLOWED["gamma_trained"] = ALLOWED["crossfit"] | {"crossfit", "gamma"}
 ALLOWED["gamma_run"] = ALLOWED["gamma_trained"] | {"embedding_run", "gamma_trained", "preparing", "rundir"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
