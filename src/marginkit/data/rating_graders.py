@@ -181,10 +181,11 @@ def grade_by_raters(
     if prior not in ("fit", "flat"):
         raise BadInput(f"prior={prior!r}: the prior on true grades is fit or flat")
     paired = paired_for_grading(groups)
-    if aspect is not None and aspect not in (
-        held := {r.aspect for group in groups for response in group.responses for r in response.ratings} - {None}
-    ):
-        raise BadInput(f"aspect={aspect}: no rating has it; the ratings have {', '.join(sorted(held)) or 'no aspects'}")
+    if aspect is not None:
+        held = {r.aspect for group in groups for response in group.responses for r in response.ratings if r.aspect}
+        if aspect not in held:
+            known = ", ".join(sorted(held)) or "no aspects"
+            raise BadInput(f"aspect={aspect}: no rating has it; the ratings have {known}")
     rated = _rated(paired, aspect)
     arrays = [[np.array([value for _, value in ratings]) for ratings in group] for group in rated]
     noise = fit_rater_noise(arrays, flat=prior == "flat")
