@@ -5,7 +5,6 @@ features = [e(y), e(x) * e(y), cos(e(x), e(y)), log(1 + characters of y)] of pro
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from marginkit.core.tensors import Labels
-from marginkit.data.encoded import EncodedGroup
-from marginkit.data.grades import pair_evidence
+from marginkit.data.encoded import encode_labels
 from marginkit.embedders import Embedder
 from marginkit.models.packing import labels_of, pair_columns
 from marginkit.records import Group, content_text
@@ -97,27 +95,3 @@ def examples_of(groups: Iterable[Group], embedder: Embedder, features: Features 
     encoded = [encode_labels(row, group) for row, group in enumerate(held)]
     columns = {name: value for name, value in pair_columns(encoded, torch.float64).items() if isinstance(value, Tensor)}
     return Examples(torch.from_numpy(values), owner, columns, len(held), blocks)
-
-
-def encode_labels(row: int, group: Group) -> EncodedGroup:
-    """What the data says of a group, without tokens."""
-    evidence = [pair_evidence(group, pair) for pair in group.pairs]
-    return EncodedGroup(
-        row=row,
-        id=group.id,
-        prompt_ids=[],
-        response_ids=[[] for _ in group.responses],
-        grade=[_nan(response.grade) for response in group.responses],
-        utility=[_nan(response.utility) for response in group.responses],
-        chosen=[pair.chosen for pair in group.pairs],
-        rejected=[pair.rejected for pair in group.pairs],
-        prob=[_nan(found.prob) for found in evidence],
-        target_gap=[_nan(pair.target_gap) for pair in group.pairs],
-        strength=[_nan(pair.strength) for pair in group.pairs],
-        weight=[pair.weight for pair in group.pairs],
-        tie=[found.tie for found in evidence],
-    )
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value

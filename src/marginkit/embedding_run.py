@@ -18,8 +18,9 @@ from marginkit.assembly import build_loss
 from marginkit.config import EncodingConfig, ModelConfig, RunConfig, TrainConfig
 from marginkit.core.loss import Loss
 from marginkit.core.tensors import SequenceScores
+from marginkit.data.encoded import encode_labels
 from marginkit.embedders import open_embedder
-from marginkit.embedding_features import encode_labels, examples_of
+from marginkit.embedding_features import examples_of
 from marginkit.embedding_heads import METRICS, HeadSettings, train_heads
 from marginkit.embedding_model import EmbeddingModel
 from marginkit.errors import BadInput

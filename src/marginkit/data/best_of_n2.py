@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from marginkit.data.dcrm import DcrmOptions
 from marginkit.data.distances import edit_distance, points_of, words_as_text
+from marginkit.groups import batched
 
 _JOBS_A_TASK = 256
 _Indices = npt.NDArray[np.intp]
@@ -180,23 +181,12 @@ def best_pairs(
     # forked children would inherit the threads' locks of torch and tokenizers, but not their threads
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         ahead: deque[Future[list[Best | None]]] = deque()
-        for task in _tasks(jobs):
+        for task in batched(jobs, _JOBS_A_TASK):
             ahead.append(pool.submit(_best_of_each, task, options, scale))
             if len(ahead) > 4 * workers:
                 yield from ahead.popleft().result()
         while ahead:
             yield from ahead.popleft().result()
-
-
-def _tasks(jobs: Iterable[Job]) -> Iterator[list[Job]]:
-    task: list[Job] = []
-    for job in jobs:
-        task.append(job)
-        if len(task) == _JOBS_A_TASK:
-            yield task
-            task = []
-    if task:
-        yield task
 
 
 def _best_of_each(jobs: list[Job], options: DcrmOptions, scale: float) -> list[Best | None]:

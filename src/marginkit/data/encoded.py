@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from marginkit.data.grades import pair_evidence
 from marginkit.groups import scratch_file, stream_to_arrow
+from marginkit.records import Group
 
 PAIR_NUMBERS = ("prob", "target_gap", "strength", "weight")
 _FLOATS = pa.list_(pa.float64())
@@ -214,3 +217,27 @@ class EncodingReport:
     def to_json(self) -> dict[str, Any]:
         """Plain counts."""
         return {name: getattr(self, name) for name in self.__slots__}
+
+
+def encode_labels(row: int, group: Group) -> EncodedGroup:
+    """What the data says of a group, before it is tokens: as many empty responses as it has."""
+    evidence = [pair_evidence(group, pair) for pair in group.pairs]
+    return EncodedGroup(
+        row=row,
+        id=group.id,
+        prompt_ids=[],
+        response_ids=[[] for _ in group.responses],
+        grade=[_nan(response.grade) for response in group.responses],
+        utility=[_nan(response.utility) for response in group.responses],
+        chosen=[pair.chosen for pair in group.pairs],
+        rejected=[pair.rejected for pair in group.pairs],
+        prob=[_nan(found.prob) for found in evidence],
+        target_gap=[_nan(pair.target_gap) for pair in group.pairs],
+        strength=[_nan(pair.strength) for pair in group.pairs],
+        weight=[pair.weight for pair in group.pairs],
+        tie=[found.tie for found in evidence],
+    )
+
+
+def _nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from marginkit.data.encoded import EncodedGroup, EncodedGroups, EncodingReport
-from marginkit.data.grades import pair_evidence
+from marginkit.data.encoded import EncodedGroup, EncodedGroups, EncodingReport, encode_labels
 from marginkit.errors import BadInput
 from marginkit.groups import batched
 from marginkit.records import Content, Group, Turn, content_text
@@ -140,22 +140,7 @@ class Encoder:
             report.cut_prompts += 1
         report.prompt_tokens += len(prompt)
         report.response_tokens += sum(map(len, responses))
-        evidence = [pair_evidence(group, pair) for pair in group.pairs]
-        return EncodedGroup(
-            row=row,
-            id=group.id,
-            prompt_ids=prompt,
-            response_ids=responses,
-            grade=[_nan(response.grade) for response in group.responses],
-            utility=[_nan(response.utility) for response in group.responses],
-            chosen=[pair.chosen for pair in group.pairs],
-            rejected=[pair.rejected for pair in group.pairs],
-            prob=[_nan(found.prob) for found in evidence],
-            target_gap=[_nan(pair.target_gap) for pair in group.pairs],
-            strength=[_nan(pair.strength) for pair in group.pairs],
-            weight=[pair.weight for pair in group.pairs],
-            tie=[found.tie for found in evidence],
-        )
+        return replace(encode_labels(row, group), prompt_ids=prompt, response_ids=responses)
 
     def _tokens(self, groups: list[Group], report: EncodingReport) -> Iterator[tuple[list[int], list[list[int]]]]:
         chat = [self._is_chat(group) for group in groups]
@@ -299,7 +284,3 @@ def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
             break
         length += 1
     return length
-
-
-def _nan(value: float | None) -> float:
-    return math.nan if value is None else value
