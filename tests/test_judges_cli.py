@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 import marginkit as mk
+from commands import call
 from judge_stub import KEY, Stub, by_truth, error, some_groups, true_gap, verdicts
-from marginkit.cli import main
 
 
 @pytest.fixture
@@ -21,18 +20,6 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return mk.write_groups(some_groups(), tmp_path / "answers.jsonl")
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    monkeypatch.setattr(sys, "argv", ["marginkit", "grade", *words])
-    code = 0
-    try:
-        main()
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def test_a_file_is_judged_and_trained_from(
     answers: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -40,7 +27,7 @@ def test_a_file_is_judged_and_trained_from(
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with Stub(by_truth(0.5)) as stub:
         words = ["--how", "judge", "--endpoint", stub.url, "--model", "m", "--price-in", "2", "--price-out", "8"]
-        code, out, err = call(monkeypatch, capsys, str(answers), *words, "--out", "judged.jsonl", "--json")
+        code, out, err = call(monkeypatch, capsys, "grade", str(answers), *words, "--out", "judged.jsonl", "--json")
         assert stub.requests == 24
         assert stub.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert (code, err) == (0, "")
@@ -67,10 +54,10 @@ def test_a_dry_run_needs_no_out_and_asks_nothing(
     """What it would take, as a table or as one object."""
     with Stub(by_truth()) as stub:
         words = [str(answers), "--how", "judge", "--endpoint", stub.url, "--model", "m", "--dry-run"]
-        code, out, _ = call(monkeypatch, capsys, *words, "--json")
+        code, out, _ = call(monkeypatch, capsys, "grade", *words, "--json")
         assert (code, stub.requests) == (0, 0)
         assert json.loads(out)["estimate"]["requests"] == 24
-        code, out, _ = call(monkeypatch, capsys, *words, "--option", "samples=2", "--option", "orders=coin")
+        code, out, _ = call(monkeypatch, capsys, "grade", *words, "--option", "samples=2", "--option", "orders=coin")
         assert code == 0
         assert "nothing was asked" in out
         assert "requests 24" in out
@@ -84,11 +71,11 @@ def test_a_budget_stops_and_the_output_says_how_many_are_left(
     with Stub(verdicts()) as stub:
         words = [str(answers), "--how", "judge", "--endpoint", stub.url, "--model", "m", "--out", "judged.jsonl"]
         words += ["--option", "ask=verdict", "--option", "concurrency=1"]
-        code, out, _ = call(monkeypatch, capsys, *words, "--budget", "12requests")
+        code, out, _ = call(monkeypatch, capsys, "grade", *words, "--budget", "12requests")
         assert (code, stub.requests) == (0, 12)
         assert "not judged: budget" in out
         assert "2 prompts, 0 pairs -> judged.jsonl" in out
-        code, out, _ = call(monkeypatch, capsys, *words)
+        code, out, _ = call(monkeypatch, capsys, "grade", *words)
         assert (code, stub.requests) == (0, 24)
         assert "4 prompts, 0 pairs -> judged.jsonl" in out
 
@@ -132,7 +119,7 @@ def test_what_makes_no_sense_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Before anything is asked."""
-    found, out, err = call(monkeypatch, capsys, str(answers), "--how", "judge", *words)
+    found, out, err = call(monkeypatch, capsys, "grade", str(answers), "--how", "judge", *words)
     assert (found, out) == (code, "")
     assert said in err
     assert err.count("\n") == 1
@@ -144,7 +131,7 @@ def test_a_judge_without_access_is_one_line(
     """Exit code 1, after one request; no half-written file."""
     with Stub(lambda body, number: error(401, "no key given")) as stub:
         words = ["--how", "judge", "--endpoint", stub.url, "--model", "m", "--out", "judged.jsonl"]
-        code, _, err = call(monkeypatch, capsys, str(answers), *words)
+        code, _, err = call(monkeypatch, capsys, "grade", str(answers), *words)
         assert (code, stub.requests) == (1, 1)
     assert "no access (HTTP 401: no key given)" in err
     assert not Path("judged.jsonl").exists()

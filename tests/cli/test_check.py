@@ -2,13 +2,12 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from marginkit.cli import main
+from commands import call
 from marginkit.data.sources import read_groups
 from marginkit.models.loading import fresh_tokenizer
 
@@ -53,18 +52,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, rows in (("good.jsonl", good_rows()), ("bad.jsonl", bad_rows())):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return tmp_path
-
-
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command on a terminal of 80 columns."""
-    monkeypatch.setattr(sys, "argv", ["marginkit", *words])
-    code = 0
-    try:
-        main()
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 def test_a_good_file_is_one_short_screen(

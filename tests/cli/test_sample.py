@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 import marginkit as mk
-from marginkit.cli import main
+from commands import call
 from marginkit.config import resolve
 from marginkit.data.manifests import manifest_path
 from marginkit.errors import BadInput
@@ -25,18 +25,6 @@ from marginkit.world import make_world
 
 QUICK = ["train.use_cpu=true", "train.save_strategy=no", "train.eval_strategy=no"]
 FRESH = ["model.path=fresh", "model.fresh.layers=1", "model.fresh.hidden=16", "model.fresh.heads=2"]
-
-
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    monkeypatch.setattr(sys, "argv", ["marginkit", *words])
-    code = 0
-    try:
-        main()
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.fixture(scope="module")
