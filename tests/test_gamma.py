@@ -354,7 +354,7 @@ def test_a_run_chooses_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names[0].read_bytes() == names[1].read_bytes()
 
 
-def test_a_policy_has_its_gamma_chosen_too(tmp_path: Path) -> None:
+def test_a_policy_has_its_gamma_chosen_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """By raters here; the run trains with that number."""
     groups = make_world("high", prompts=20, demonstrations=1, dev=4, test=4).graded
     write_groups(groups, tmp_path / "graded.jsonl")
@@ -362,7 +362,9 @@ def test_a_policy_has_its_gamma_chosen_too(tmp_path: Path) -> None:
     data = ["data.pairs=all", f"data.train={tmp_path / 'graded.jsonl'}", "store.use=false", "data.test_split=null"]
     run = mk.train("mmpo", [*small, *data, "target.gamma=auto", "train.max_steps=2", f"out={tmp_path / 'run'}"])
     assert 0.3 < run.config.target["gamma"] < 3
-    forecast = dry_run(resolve("mmpo", [*small, *data, "target.gamma=auto"]))
+    with caplog.at_level("INFO", "marginkit"):
+        forecast = dry_run(resolve("mmpo", [*small, *data, "target.gamma=auto"]))
+    assert "chosen when the run starts" in caplog.text
     assert forecast.pairs == 120  # type: ignore[union-attr]
 
 
@@ -432,3 +434,11 @@ def test_labels_that_are_not_read_are_named(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level("INFO", "marginkit"):
         assert choose_gamma(graded, labels=graded).source == "raters"
     assert "labels are not used, as the agreement of raters" in caplog.text
+
+
+def test_one_prompt_is_named_for_what_it_is() -> None:
+    """Its pairs have grades enough, but no part of it can be judged by a model that did not see it."""
+    responses = tuple(Response(f"answer {n}", grade=float(n % 5)) for n in range(40))
+    one = make_pairs(Groups.from_iterable([Group("a", "Why?", responses)]), "all")
+    with pytest.raises(BadInput, match=r"hangs together .* 0 of 640 pairs with different grades"):
+        from_training(one, open_embedder("hash"), QUICK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 import time
@@ -29,6 +30,8 @@ from marginkit.preparing import prepare
 from marginkit.requirements import check_model
 from marginkit.scoring import to_device
 from marginkit.setup import Setup, ranks, set_up, starting_model
+
+log = logging.getLogger("marginkit")
 
 _STEPS = 16  # optimizer steps that are looked through for passes to time
 
@@ -125,6 +128,9 @@ def dry_run(config: RunConfig) -> Forecast | HeadForecast:
         raise BadInput("--dry-run: is for one process; start it without a launcher")
     splits = prepare(config)
     if wants_gamma(config):  # any number will do: it changes neither tokens nor time nor memory
+        log.info(
+            "target.gamma=auto: chosen when the run starts; whether the data has evidence for it is not tried here"
+        )
         config = config.with_(target=config.target | {"gamma": suggest_gamma(splits.train)})
     if config.model.kind == "embedding":
         return forecast_head(config, splits)

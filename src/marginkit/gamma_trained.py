@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +51,7 @@ def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, se
     """
     held = assign_clusters(_bare(groups))
     whole = 2 * Counter(held.column("cluster")).most_common(1)[0][1] <= len(held) if len(held) else True
-    held = held if whole else cut_by_response(held)
-    parts = "" if whole else f" of the pairs inside {_PARTS} clusters that share no response"
-    gaps = np.array([_gap(group, pair) for group in held for pair in group.pairs])
+    gaps = _gaps(held)
     untied = gaps[gaps != 0]
     if len(untied) < FEWEST:
         ties = f" ({len(gaps) - len(untied)} pairs are ties)" if len(untied) < len(gaps) else ""
@@ -60,6 +59,18 @@ def from_training(groups: Groups, embedder: Embedder, settings: HeadSettings, se
             f"target.gamma=auto: {len(untied)} pairs have different grades{ties}, and {FEWEST} are needed to choose a "
             "gamma by training; give target.gamma a number, or label pairs and name the file with data.labels"
         )
+    parts = ""
+    if not whole:
+        held = cut_by_response(held)
+        parts = f" of the pairs inside {_PARTS} clusters that share no response"
+        every, gaps = len(untied), _gaps(held)
+        untied = gaps[gaps != 0]
+        if len(untied) < FEWEST:
+            raise BadInput(
+                f"target.gamma=auto: the data hangs together (one prompt, or responses in many rows): {len(untied)} of "
+                f"{every} pairs with different grades can be kept apart for a model to be asked about, and {FEWEST} "
+                "are needed; give more prompts, or give target.gamma a number"
+            )
     unit = math.sqrt(float((untied**2).mean()))
     grid = np.geomspace(LOW, HIGH, GRID) / unit
     losses = [recipe("mmpo_rm", gamma=float(gamma)) for gamma in grid]
@@ -152,6 +163,10 @@ def _bare(groups: Groups) -> Groups:
         )
 
     return Groups.from_iterable(kept(group) for group in groups[::step])
+
+
+def _gaps(groups: Groups) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([_gap(group, pair) for group in groups for pair in group.pairs])
 
 
 def _gap(group: Group, pair: Pair) -> float:

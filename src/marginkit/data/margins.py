@@ -97,7 +97,7 @@ def implicit_margin(candidates: Candidates, form: str, method: str) -> Array:
     if (np.abs(margin[np.isfinite(margin)]) < 1e-6).all():
         raise BadInput(
             f"{method}: policy and reference give the same log-probabilities, so every implicit margin is 0 and ranks "
-            "nothing; name a tuned policy, or use form=per_token"
+            "nothing; name a tuned policy, or use how=implicit or alignment with form=per_token"
         )
     return margin
 
