@@ -63,11 +63,13 @@ def test_what_can_pass_is_tried_again(status: int) -> None:
         ("nan", 0, 1),
         ("-5", 0, 1),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 1),
-        (format_datetime(datetime.now(UTC) + timedelta(seconds=300), usegmt=True), 200, 301),
+        ("in five minutes", 200, 301),
     ],
 )
 def test_a_server_is_given_the_time_it_asks_for(header: str, low: float, high: float) -> None:
     """Retry-After as a number or a date is the least we wait; what is neither is nothing."""
+    if header == "in five minutes":  # as a date, made when the test runs: collecting all tests may be long ago
+        header = format_datetime(datetime.now(UTC) + timedelta(seconds=300), usegmt=True)
     with Stub(replies(error(429, Retry_After=header), completion("x"))) as stub:
         client, waits = asked(stub)
         with client:
