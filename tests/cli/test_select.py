@@ -84,7 +84,7 @@ def test_select_pairs_where_the_data_has_none_and_keeps_the_share(graded, tmp_pa
     out = tmp_path / "best.jsonl"
     told = said("select", graded, "--how", "explicit", "--top", "0.4", "--out", out)
     assert (told["candidates"], told["pairs"], told["groups"]) == (20, 8, 8)
-    assert told["dropped"] == {"pairs not selected": 12, "no selected pair": 12}
+    assert told["dropped"] == {"pairs not selected": 12, "prompts without a selected pair": 12}
     assert read_groups(str(out))[0].column("id") == [f"g{n}" for n in range(12, 20)]
     manifest = json.loads(out.with_suffix(".manifest.json").read_text())
     assert manifest["facts"]["rank_correlation_with_length"] == pytest.approx(1)
@@ -117,7 +117,7 @@ def test_confidence_options_have_names_of_their_own(tmp_path):
     assert told["facts"]["method"]["softened"] == 2
     assert told["pairs"] == 6
     told = said("select", file, "--how", "confidence", "--min-prob", "0.6", "--out", tmp_path / "d.jsonl")
-    assert told["dropped"] == {"pairs below min_prob": 2, "no selected pair": 2}
+    assert told["dropped"] == {"pairs below min_prob": 2, "prompts without a selected pair": 2}
 
 
 def test_compare(graded, tmp_path):

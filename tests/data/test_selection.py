@@ -68,7 +68,7 @@ def test_every_method_keeps_the_share_and_counts_the_rest(how):
     assert kept == min(58, scored) == made.kept.sum()  # floor(0.29 * 200), which is 57.999... in floats
     left_out = sum(count for reason, count in made.dropped.items() if reason.startswith("pairs"))
     assert kept + left_out == 200
-    assert len(made) + made.dropped["no selected pair"] == 200
+    assert len(made) + made.dropped["prompts without a selected pair"] == 200
     assert len(set(made.column("id"))) == len(made)
     assert np.isfinite(made.scores[made.kept]).all()
     assert made.facts["how"] == how
@@ -113,7 +113,7 @@ def test_pairs_without_a_score_are_never_selected():
     rows = [Group("bare", "?", responses, pairs=(Pair(0, 1),)), world(3)[0][0]]
     made = select(Groups.from_iterable(rows), "explicit", top=1.0)
     assert made.column("id") == ["0"]
-    assert made.dropped == {"pairs without a score": 1, "no selected pair": 1}
+    assert made.dropped == {"pairs without a score": 1, "prompts without a selected pair": 1}
     assert made.facts["wanted"] == 2
     assert made.facts["kept"]["pairs"] == 1
 
@@ -217,7 +217,7 @@ def test_two_selections_side_by_side():
 def test_no_margin_at_all_has_no_outliers():
     bare = (Response("x"), Response("y"))
     made = select(Groups.from_iterable([Group("a", "?", bare, pairs=(Pair(0, 1),))]), "explicit", top=1, outliers=0.1)
-    assert made.dropped == {"pairs without a score": 1, "no selected pair": 1}
+    assert made.dropped == {"pairs without a score": 1, "prompts without a selected pair": 1}
 
 
 def test_the_scale_of_dcrm_is_in_the_unit_of_its_margin():

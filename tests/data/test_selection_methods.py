@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from marginkit.data.dual_margin import dual_mul, margin_prob, upper_bound
 from marginkit.data.ensemble import in_own_units, strength
+from marginkit.data.grades import pair_evidence
 from marginkit.data.ifd import ifd
 from marginkit.data.pairing import make_pairs
 from marginkit.data.potential import alignment_potential
@@ -228,7 +229,7 @@ def test_regions():
     assert kept(top=2, region="mid", tau=2.0) != kept(top=2, region="mid", tau=2.0, seed=3)
     assert kept(top=3, outliers=0.05) == [24, 25, 26]
     middle = select(groups, "explicit", top=0.9, region="mid", tau=2.0, signals=signals)
-    assert middle.dropped == {"pairs outside the middle": 55, "no selected pair": 55}
+    assert middle.dropped == {"pairs outside the middle": 55, "prompts without a selected pair": 55}
 
 
 def test_implicit_margins_have_two_forms():
@@ -247,7 +248,7 @@ def test_threshold():
     signals = Signals.of(groups, rewards=[chosen_minus_rejected([0.5, 1.0, 2.0, -3.0])])
     made = select(groups, "threshold", min_gap=0.5, signals=signals)
     assert ids(made) == {"1", "2"}
-    assert made.dropped == {"pairs with a gap within min_gap": 2, "no selected pair": 2}
+    assert made.dropped == {"pairs with a gap within min_gap": 2, "prompts without a selected pair": 2}
 
 
 # -- IFD
@@ -266,7 +267,7 @@ def test_pairs_are_selected_by_the_difference_of_ifd():
     signals = Signals.of(groups, logp=logp, bare_logp=bare)
     made = select(groups, "ifd", top=1.0, signals=signals)
     assert made.scores[:3].tolist() == pytest.approx([0.7, 0.01, -0.7])
-    assert made.dropped == {"pairs with an IFD above max_ratio": 1, "no selected pair": 1}
+    assert made.dropped == {"pairs with an IFD above max_ratio": 1, "prompts without a selected pair": 1}
     assert ids(select(groups, "ifd", top=1.0, region="mid", signals=signals)) == {"1"}
     assert ids(select(groups, "ifd", top=1, region="bottom", signals=signals)) == {"2"}
 
@@ -294,8 +295,8 @@ def test_the_lowest_are_turned_and_the_next_softened():
     gaps = [[-4.0, -0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], [-6.0, 0.2, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]]
     made = ensemble(gaps, flip=0.2, soften=0.2, smoothing=0.2, scale=False)
     by_id = {group.id: group.pairs[0] for group in made}
-    assert by_id["0"] == Pair(1, 0, strength=5.0, target_gap=5.0)
-    assert by_id["1"] == Pair(1, 0, strength=0.15, target_gap=0.15)
+    assert by_id["0"] == Pair(1, 0, target_gap=5.0)
+    assert by_id["1"] == Pair(1, 0, target_gap=0.15)
     assert [by_id[str(n)].prob for n in range(2, 5)] == [0.8, 0.8, None]
     assert made.scores[:3].tolist() == pytest.approx([5, 0.15, 1])  # u is -u after the turn
     assert made.facts["method"] == {
@@ -307,6 +308,16 @@ def test_the_lowest_are_turned_and_the_next_softened():
         "mean_s": pytest.approx((1 + 0.35) / 10),
     }
     assert made.dropped == {}
+
+
+def test_a_turned_pair_keeps_the_size_of_its_grade_gap():
+    """In dataset units: the gap of the ensemble is in logits and is no strength."""
+    graded = (Response("r0", grade=3.0), Response("r1", grade=1.0))
+    groups = Groups.from_iterable(Group(str(n), "?", graded, pairs=(Pair(0, 1),)) for n in range(4))
+    signals = Signals.of(groups, rewards=[chosen_minus_rejected([-5, 1, 2, 3])])
+    made = select(groups, "ensemble", signals=signals, flip=0.25, soften=0.0, scale=False)
+    assert made[0].pairs == (Pair(1, 0, strength=2.0, target_gap=5.0),)
+    assert pair_evidence(made[0], made[0].pairs[0]).grade_gap == 2.0
 
 
 def test_agreeing_labels_are_not_turned():
@@ -341,7 +352,7 @@ def test_doubtful_labels_are_kept_dropped_or_softened():
     signals = Signals.of(groups, rewards=[chosen_minus_rejected(gaps)])
     dropped = select(groups, "confidence", signals=signals)
     assert ids(dropped) == {"0"}
-    assert dropped.dropped == {"pairs below min_prob": 2, "no selected pair": 2}
+    assert dropped.dropped == {"pairs below min_prob": 2, "prompts without a selected pair": 2}
     kept = select(groups, "confidence", signals=signals, action="keep")
     assert list(kept) == list(groups)
     assert kept.facts["method"]["doubtful"] == 2

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from marginkit.data.candidates import Array, Candidates, Scored
+from marginkit.data.grades import pair_evidence
 from marginkit.errors import BadInput
 from marginkit.records import Pair
 
@@ -59,8 +60,8 @@ def by_strength(
     """Select by ensemble strength u, after turning and softening.
 
     The lowest `flip` of the pairs by u, as far as their u is below 0, are turned round: chosen and rejected change
-    places, u becomes -u, and -u in the ensemble's own unit is the evidence (`target_gap`, `strength`), since what the
-    data says of the pair spoke for the other order. The next `soften` of the pairs get prob = 1 - `smoothing`.
+    places, u becomes -u, and -u in the ensemble's own unit is the evidence (`target_gap`), since what the data says of
+    the pair spoke for the other order; of its grade gap the size stays, as `strength`. The next `soften` of the pairs get prob = 1 - `smoothing`.
 
     Args:
         candidates: the pairs.
@@ -89,7 +90,9 @@ def by_strength(
     for at in turned[u[turned] < 0].tolist():
         pair = candidates.pairs[at]
         gap = abs(float(own_unit[at]))
-        changed[at] = Pair(pair.rejected, pair.chosen, strength=gap, target_gap=gap, weight=pair.weight)
+        said = pair_evidence(candidates.groups[int(candidates.group[at])], pair).grade_gap
+        size = None if said is None else abs(said)  # without it, grades would speak for the old order
+        changed[at] = Pair(pair.rejected, pair.chosen, strength=size, target_gap=gap, weight=pair.weight)
     flipped = len(changed)
     for at in doubtful.tolist():
         changed[at] = replace(candidates.pairs[at], prob=1 - smoothing, votes=None, target_gap=None)

@@ -44,7 +44,7 @@ WITHOUT_TOP = ("threshold", "ensemble", "confidence")
 """Methods that may keep all pairs they do not refuse."""
 READ_POLICY = ("implicit", "dcrm", "alignment", "dual_add", "dual_mul", "ifd")
 READ_REFERENCE = ("implicit", "alignment", "dual_add", "dual_mul")
-NOT_SELECTED, NO_SCORE, NO_PAIR_LEFT = "pairs not selected", "pairs without a score", "no selected pair"
+NOT_SELECTED, NO_SCORE, NO_PAIR_LEFT = "pairs not selected", "pairs without a score", "prompts without a selected pair"
 
 
 class Selected(Groups):
@@ -113,7 +113,7 @@ def select(
         options: of the method, see `options_of(how)`.
 
     Returns:
-        Groups with their kept pairs. `dropped` counts "no selected pair" (groups), "pairs not selected", "pairs without
+        Groups with their kept pairs. `dropped` counts "prompts without a selected pair" (groups), "pairs not selected", "pairs without
         a score" and what the method refuses by its own reasons; `scores`, `kept` and `facts` say more.
 
     Raises:
@@ -125,7 +125,7 @@ def select(
         >>> rows = [Group(str(n), "?", both, pairs=(Pair(0, 1),)) for n, both in enumerate(graded)]
         >>> kept = select(Groups.from_iterable(rows), how="explicit", top=0.4)
         >>> kept.column("id"), kept.dropped
-        (['3', '4'], {'pairs not selected': 3, 'no selected pair': 3})
+        (['3', '4'], {'pairs not selected': 3, 'prompts without a selected pair': 3})
     """
     given = check_options(how, options)
     candidates = candidates_of(groups, signals or Signals.of(groups), seed=seed, tokenize=tokenize)
