@@ -61,7 +61,8 @@ def by_strength(
 
     The lowest `flip` of the pairs by u, as far as their u is below 0, are turned round: chosen and rejected change
     places, u becomes -u, and -u in the ensemble's own unit is the evidence (`target_gap`), since what the data says of
-    the pair spoke for the other order; of its grade gap the size stays, as `strength`. The next `soften` of the pairs get prob = 1 - `smoothing`.
+    the pair spoke for the other order; of its grade gap the size stays, as `strength`. The next `soften` of the pairs
+    get prob = 1 - `smoothing`.
 
     Args:
         candidates: the pairs.

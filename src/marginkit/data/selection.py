@@ -113,8 +113,8 @@ def select(
         options: of the method, see `options_of(how)`.
 
     Returns:
-        Groups with their kept pairs. `dropped` counts "prompts without a selected pair" (groups), "pairs not selected", "pairs without
-        a score" and what the method refuses by its own reasons; `scores`, `kept` and `facts` say more.
+        Groups with their kept pairs. `dropped` counts "prompts without a selected pair" (groups), "pairs not selected",
+        "pairs without a score" and what the method refuses by its own reasons; `scores`, `kept` and `facts` say more.
 
     Raises:
         BadInput: an unknown method or option, a `top` out of range, or signals that the method needs and does not get.
