@@ -219,3 +219,52 @@ def test_a_source_is_not_replaced_and_no_work_is_done_first(graded, monkeypatch)
     monkeypatch.setattr("marginkit.cli.selecting._read", None)
     with pytest.raises(BadInput, match="would replace what it is made from"):
         run("pair", graded, "--out", graded)
+
+
+def with_splits(tmp_path, paired):
+    """Ten prompts, the even ones to train on, the others in dev and test."""
+    file = tmp_path / "split.jsonl"
+    groups = Groups.from_iterable(
+        Group(
+            f"g{n}",
+            f"p{n}",
+            tuple(Response(f"r{i}", grade=float((n + 1) * i)) for i in range(3)),
+            split="train" if n % 2 == 0 else ("dev", "test")[n // 2 % 2],
+        )
+        for n in range(10)
+    )
+    write_groups(make_pairs(groups, "best_worst") if paired else groups, file)
+    return file
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_what_is_judged_on_is_not_selected(tmp_path, paired):
+    """Forty percent of the five train pairs; dev and test as they were, with all pairs where there were none."""
+    file, out = with_splits(tmp_path, paired), tmp_path / "kept.jsonl"
+    told = said("select", file, "--how", "explicit", "--top", "0.4", "--out", out)
+    assert (told["candidates"], told["pairs"], told["groups"]) == (5, 2, 2)
+    assert told["dropped"] == {"pairs not selected": 3, "prompts without a selected pair": 3}
+    assert told["facts"]["splits"] == "selected in split train; 5 prompts of dev, test are written as they were"
+    groups, _ = read_groups(str(out))
+    assert [group.id for group in groups if group.split == "train"] == ["g6", "g8"]
+    held = [group for group in groups if group.split != "train"]
+    assert [group.id for group in held] == ["g1", "g3", "g5", "g7", "g9"]
+    assert {len(group.pairs) for group in held} == ({1} if paired else {3})
+
+
+def test_a_split_can_be_named_or_all_of_them(tmp_path):
+    file, out = with_splits(tmp_path, True), tmp_path / "kept.jsonl"
+    everything = said("select", file, "--how", "explicit", "--top", "0.4", "--split", "all", "--out", out)
+    assert (everything["candidates"], everything["pairs"]) == (10, 4)
+    assert "will judge on selected pairs" in everything["facts"]["splits"]
+    assert len(read_groups(str(out))[0]) == 4
+    dev = said("select", file, "--how", "explicit", "--top", "1", "--split", "dev", "--out", out)
+    assert dev["pairs"] == 1
+    assert len(read_groups(str(out))[0]) == 8
+    with pytest.raises(BadInput, match="no split 'trian': the data has dev, test, train"):
+        run("select", file, "--how", "explicit", "--top", "1", "--split", "trian", "--out", out)
+
+
+def test_data_without_splits_says_what_a_run_would_judge_on(graded, tmp_path):
+    shown = run("select", graded, "--how", "explicit", "--top", "0.4", "--out", tmp_path / "kept.jsonl").stdout
+    assert "the data names no split" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marginkit.cli.app import Columns, Json, MappingFile, app
-from marginkit.cli.rendering import assignments, plain, say_json, table
+from marginkit.cli.rendering import assignments, plain, say, say_json, table
 from marginkit.cli.showing_selections import show_comparison, show_selection
 from marginkit.errors import BadInput
 
@@ -162,7 +163,12 @@ def select(
     action: Annotated[str | None, typer.Option(help="confidence: keep | drop | soften doubtful pairs.")] = None,
     option: Set = None,
     seed: Seed = 0,
-    split: Split = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Select in this split, the others stay as they are; default train, where there are splits; all."
+        ),
+    ] = None,
     store: Store = Path("store"),
     column: Columns = None,
     mapping: MappingFile = None,
@@ -175,6 +181,8 @@ def select(
     from marginkit.data.dcrm import DcrmOptions
     from marginkit.data.selection import READ_POLICY, READ_REFERENCE, check_options
     from marginkit.data.selection import select as select_pairs
+    from marginkit.data.splits import set_aside
+    from marginkit.groups import Groups
     from marginkit.signals import policy_tokenizer
 
     named = {"region": region, "min_prob": min_prob, "action": action}
@@ -186,26 +194,32 @@ def select(
         if value is not None and how not in readers and "dcrm" not in (how, pairs):
             raise BadInput(f"--{name} {value}: is not read by --how {how}, only by {', '.join(readers)}; leave it out")
     scored_by = None if how == "dcrm" and not DcrmOptions.of(options).logps else policy
-    groups, read = _read(files, column, mapping, split)
+    everything, read = _read(files, column, mapping, None)
+    groups, aside, words = set_aside(everything, split)
     tokenize = policy_tokenizer(policy, tokenizer) if "dcrm" in (how, pairs) else None
     signals = _signals(groups, reward, crossfit, scored_by, reference, how == "ifd", store, seed)
     if not any(group.pairs for group in groups):
         judged = how in ("ensemble", "confidence") or crossfit is not None  # the data's own labels are what is judged
         groups = _paired(groups, None if judged else signals, how, pairs, options, tokenize, seed)
+        aside = None if aside is None else _paired(aside, None, "", "all", {}, None, seed)
     elif pairs != "auto":
         raise BadInput(f"--pairs {pairs}: the data has pairs; select among them, or make others with marginkit pair")
     made = select_pairs(groups, how, top=share, seed=seed, signals=signals, tokenize=tokenize, **options)
     settings = {"how": how, "top": top, "options": made.facts["options"], "pairs": pairs, "seed": seed, "split": split}
+    whole = made if aside is None else Groups.from_iterable(itertools.chain(made, aside), made.dropped)
     settings |= {"reward": reward, "crossfit": crossfit, "policy": policy, "reference": reference}
     settings |= {"columns": assignments(column), "mapping": mapping}
-    facts = {"read": read, **made.facts}
-    manifest = _write(made, target, files, "select", settings, facts)
-    result = {"out": str(target), "how": how, "candidates": len(made.scores), "pairs": manifest["pairs"]}
+    facts = {"read": read, "splits": words, **made.facts}
+    if not len(made):
+        whole = made  # what was set aside is no selection
+    _write(whole, target, files, "select", settings, facts)
+    result = {"out": str(target), "how": how, "candidates": len(made.scores), "pairs": int(made.kept.sum())}
     result |= {"groups": len(made), "dropped": dict(made.dropped), "facts": facts}
     if as_json:
         say_json(result)
     else:
         show_selection(made, target)
+        say(words)
 
 
 def assignments_of(option: Sequence[str] | None) -> dict[str, str]:

@@ -181,6 +181,38 @@ def select_split(groups: Groups, name: str) -> Groups:
     return groups.filter(lambda group: group.split == found, reason="other split")
 
 
+def set_aside(groups: Groups, split: str | None) -> tuple[Groups, Groups | None, str]:
+    """What pairs may be selected in, and what stays as it is: no model should be judged on pairs that were selected.
+
+    Args:
+        groups: any groups.
+        split: the split to select in; None: train, where there are several; "all": everything.
+
+    Returns:
+        The groups to select in, the others (None if there are none), and a sentence on which they are.
+
+    Raises:
+        BadInput: there is no such split.
+
+    Example:
+        >>> from marginkit.records import Response
+        >>> groups = Groups.from_iterable(Group(s, "?", (Response("x"),), split=s) for s in ("train", "dev"))
+        >>> set_aside(groups, None)[2]
+        'selected in split train; 1 prompts of dev are written as they were'
+    """
+    present = sorted({name for name in groups.column("split") if name is not None})
+    if split == "all" or (split is None and len(present) < 2):
+        if present:
+            return groups, None, f"selected in all splits ({', '.join(present)}): a run will judge on selected pairs"
+        return groups, None, "the data names no split: a run judges on a part of these pairs, or on data.test=FILE"
+    name = resolve_split(present, split or "train")
+    part = groups.filter(lambda group: group.split == name, reason="other split")
+    part.dropped = dict(groups.dropped)  # the others are not lost
+    aside = groups.filter(lambda group: group.split != name, reason="in the split selected from")
+    others = ", ".join(other for other in present if other != name) or "no split"
+    return part, aside, f"selected in split {name}; {len(aside)} prompts of {others} are written as they were"
+
+
 def leakage(groups: Groups) -> int:
     """How many clusters (prompts, unless the data or `assign_clusters` says otherwise) are in more than one split.
 
