@@ -72,7 +72,8 @@ def parts(groups: Groups, seed: int) -> tuple[Groups, Groups]:
     test = [group for group in groups if group.split == "test"]
     rest = [group for group in groups if group.split != "test"]
     drawn = np.random.default_rng(seed).permutation(len(rest))[:MOST_GROUPS]
-    return Groups.from_iterable(rest[at] for at in sorted(drawn)), Groups.from_iterable(test[:MOST_GROUPS])
+    train = (replace(rest[at], split=None) for at in sorted(drawn))  # all of it may be learnt from
+    return Groups.from_iterable(train), Groups.from_iterable(test[:MOST_GROUPS])
 
 
 def gaps_of(groups: Groups, rewards: Sequence[Sequence[float]] | None = None) -> Array:

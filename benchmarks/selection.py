@@ -197,7 +197,8 @@ def world_data(quality: str, seeds: int, prompts: int, work: Path, first: int) -
 
 def file_data(path: Path, seeds: int, embeddings: Path, work: Path, first: int) -> Iterator[Data]:
     """Another split of a file a seed. DPO is trained on a quarter of the prompts, which are in no dev or test part."""
-    groups, _ = mk.read_groups(str(path), contradiction="keep")
+    read, _ = mk.read_groups(str(path), contradiction="keep")
+    groups = read.map(lambda group: replace(group, split=None))  # each seed splits anew
     clusters = sorted({str(group.cluster or group.id) for group in groups})
     random.Random(0).shuffle(clusters)
     pool = set(clusters[: len(clusters) // 4])

@@ -24,8 +24,9 @@ QUICK = HeadSettings(epochs=20)
 
 
 def world(prompts: int = 120) -> Groups:
-    """Graded groups of the built-in world, all pairs."""
-    return make_pairs(make_world("high", prompts=prompts, demonstrations=1, dev=1, test=1).graded, "all")
+    """Graded groups of the built-in world, all pairs, without splits."""
+    graded = make_world("high", prompts=prompts, demonstrations=1, dev=1, test=1).graded
+    return make_pairs(graded.map(lambda group: replace(group, split=None)), "all")
 
 
 def noise(count: int = 120) -> Groups:
@@ -160,3 +161,24 @@ def test_what_cannot_be_crossfitted_is_refused() -> None:
         crossfit(noise(60), "dpo", embedder=HASH)
     with pytest.raises(BadInput, match="no such option"):
         crossfit(noise(60), "bt", {"gamma": 1.0}, embedder=HASH)
+
+
+def test_nothing_is_learnt_from_the_splits_that_are_judged_on() -> None:
+    """Other labels in dev and test change no reward; those in train do. Every group is asked about, once."""
+    groups = make_pairs(make_world("high", prompts=60, demonstrations=1, dev=20, test=20).graded, "all")
+
+    def turned(split: str) -> Groups:
+        def other(group: Group) -> Group:
+            return replace(group, pairs=tuple(replace(p, chosen=p.rejected, rejected=p.chosen) for p in group.pairs))
+
+        return groups.map(lambda group: other(group) if group.split == split else group)
+
+    def rewards(some: Groups) -> list[list[float]]:
+        return crossfit(some, embedder=HASH, settings=QUICK)
+
+    plain = rewards(groups)
+    assert [len(row) for row in plain] == [len(group.responses) for group in groups]
+    assert rewards(turned("test")) == plain
+    assert rewards(turned("dev")) == plain
+    assert rewards(turned("train")) != plain
+    assert right(groups, plain) > 0.6

@@ -110,6 +110,7 @@ def crossfit(
 
     Args:
         groups: graded groups; where there is no pair at all, the compared pairs, else all that the evidence orders.
+            Where there is a split train, heads learn from it alone; the other splits are asked about.
         recipe: a reward-model recipe, by which the heads are trained.
         options: of the recipe by the paper's names, e.g. {"gamma": 0.5} for mmpo_rm.
         embedder: see `open_embedder`.
@@ -174,7 +175,7 @@ def crossfit_many(
     """
     held = assign_clusters(_paired(groups))
     settings = replace(settings or HeadSettings(), seed=seed)
-    parts = deal(held.column("cluster"), folds, seed)
+    parts = _dealt(held, folds, seed)
     data = examples_of(held, embedder, settings.features)
     if not len(data.columns["pairs"]) and any(loss.per == "pair" for loss in losses):
         raise BadInput("cross-fitting: no pair to learn from; the data has neither pairs, votes nor grades")
@@ -191,6 +192,21 @@ def crossfit_many(
             bar()
     sizes = torch.bincount(data.owner, minlength=data.groups).tolist()
     return [[part.tolist() for part in row.split(sizes)] for row in rewards]
+
+
+def _dealt(groups: Groups, folds: int, seed: int) -> list[Fold]:
+    """The folds; where there is a split train, only its labels are learnt from, and the others are asked about."""
+    clusters, splits = groups.column("cluster"), groups.column("split")
+    learn = [row for row, split in enumerate(splits) if split == "train"] or list(range(len(splits)))
+    dealt = deal([clusters[row] for row in learn], folds, seed)
+    home = {clusters[learn[at]]: number for number, fold in enumerate(dealt) for at in fold.asked}
+    asked: list[list[int]] = [[] for _ in dealt]
+    for row, name in enumerate(clusters):
+        asked[home.setdefault(name, len(home) % folds)].append(row)
+    return [
+        Fold(tuple(rows), tuple(learn[at] for at in fold.train), tuple(learn[at] for at in fold.dev))
+        for rows, fold in zip(asked, dealt, strict=True)
+    ]
 
 
 def temperatures(heads: Heads, dev: Examples) -> torch.Tensor:
