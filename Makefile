@@ -42,6 +42,7 @@ bench: $(STAMP)  ## the measurements behind the figures in docs/ (long)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/selection.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/best_of_n2.py
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/self_play.py
 
