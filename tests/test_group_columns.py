@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marginkit.errors import RunFailed
 from marginkit.group_columns import GROUP_SCHEMA, from_batch, pairs_column, to_batch
-from marginkit.groups import Groups
+from marginkit.groups import Groups, write_groups
 from marginkit.records import Comparison, Group, Pair, Rating, Response, Turn
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
@@ -115,3 +120,18 @@ def test_the_pairs_of_no_group() -> None:
     """Nothing in, nothing out, of the right type."""
     assert pairs_column([]).type == GROUP_SCHEMA.field("pairs").type
     assert list(from_batch(to_batch([]))) == []
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that was there before stays; the half of the new one goes."""
+    target = write_groups([Group("a", "?", (Response("x"),))], tmp_path / "kept.jsonl")
+    before = target.read_bytes()
+
+    def endless() -> Iterator[Group]:
+        yield Group("b", "?", (Response("y"),))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(RunFailed, match=r"kept\.jsonl: No space left on device; make room, or name another file"):
+        write_groups(endless(), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
+    assert target.read_bytes() == before

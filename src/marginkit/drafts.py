@@ -48,8 +48,8 @@ class Draft:
     Example:
         >>> draft = Draft(None, {"seed": 0})
         >>> draft.add([(0, [DraftedResponse("Pear.", True, 3)])])
-        >>> draft.missing(2), draft.found[0][0].text
-        ([1], 'Pear.')
+        >>> draft.found[0][0].text
+        'Pear.'
     """
 
     def __init__(self, path: str | Path | None, identity: Mapping[str, Any]) -> None:
@@ -85,10 +85,6 @@ class Draft:
         except OSError as error:
             raise RunFailed(f"{path}: {error.strerror}; name another output file") from None
         self._lock = lock
-
-    def missing(self, count: int) -> list[int]:
-        """Which of `count` prompts have no responses yet."""
-        return [at for at in range(count) if at not in self.found]
 
     def add(self, rows: Iterable[tuple[int, Sequence[DraftedResponse]]]) -> None:
         """Keep one batch, all of it on disk before this returns.

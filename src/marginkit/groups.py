@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from marginkit.errors import RunFailed
 from marginkit.group_columns import GROUP_SCHEMA as GROUP_SCHEMA
 from marginkit.group_columns import from_batch, pairs_column, to_batch
 from marginkit.records import Group, Pair, group_to_json
@@ -202,11 +204,19 @@ def write_groups(groups: Iterable[Group], path: str | Path) -> Path:
 
     Returns:
         The path.
+
+    Raises:
+        RunFailed: the disk is full or the file cannot be written; nothing is left of it.
     """
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8") as sink:
-        for group in groups:
-            sink.write(json.dumps(group_to_json(group), ensure_ascii=False, allow_nan=False) + "\n")
-    partial.replace(target)
+    try:
+        with partial.open("w", encoding="utf-8") as sink:
+            for group in groups:
+                sink.write(json.dumps(group_to_json(group), ensure_ascii=False, allow_nan=False) + "\n")
+        partial.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunFailed(f"{target}: {error.strerror or error}; make room, or name another file") from None
     return target

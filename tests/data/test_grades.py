@@ -6,8 +6,6 @@ import pytest
 
 from marginkit.data.grades import (
     Evidence,
-    evidence_kind,
-    grade_scale,
     just_noticeable_difference,
     pair_evidence,
     suggest_gamma,
@@ -65,23 +63,6 @@ def test_suggested_gamma_puts_the_median_gap_at_three_quarters():
     gamma = suggest_gamma(groups)
     assert 1 / (1 + math.exp(-gamma * 2)) == pytest.approx(0.75)  # the median of 1, 2, 5; the tie does not count
     assert suggest_gamma([group(Response("x"), Response("y"), pairs=[Pair(0, 1)])]) is None
-
-
-def test_grade_scale():
-    scale = grade_scale([GRADED, group(Response("z"), Response("w", grade=4.0))])
-    assert (scale.low, scale.high, scale.distinct, scale.missing) == (1.5, 4.0, 2, 0.25)
-    empty = grade_scale([])
-    assert (empty.low, empty.high, empty.distinct, empty.missing) == (None, None, 0, 0.0)
-
-
-def test_evidence_kinds_are_counted():
-    groups = [
-        group(
-            Response("x"), Response("y"), pairs=[Pair(0, 1), Pair(0, 1, prob=0.5, tie=True), Pair(0, 1, strength=0.0)]
-        ),
-        group(Response("x", utility=1.0, grade=2.0), Response("y", utility=0.0, grade=2.0), pairs=[Pair(0, 1)]),
-    ]
-    assert evidence_kind(groups) == {"prob": 1, "target_gap": 1, "grade_gap": 2, "tie": 1, "none": 1}
 
 
 def test_the_just_noticeable_difference_is_picked_three_times_in_four():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marginkit.data.judged import cancel_position, clipped_logit, preference_prob, token_preference
+from marginkit.data.judged import cancel_position, clipped_logit, preference_prob
 from marginkit.errors import BadInput
 
 
@@ -26,23 +26,6 @@ def test_the_mean_of_probabilities_would_keep_a_part_of_the_bias():
     m, b = 1.0, 2.0
     mean = (sigmoid(m + b) + 1 - sigmoid(-m + b)) / 2
     assert np.log(mean / (1 - mean)) < 0.6 < m
-
-
-@given(st.floats(-20, 0), st.floats(-20, 0))
-def test_token_preference_is_one_plus_the_sigmoid_of_the_difference(first, second):
-    preference = token_preference(first, second)
-    p_first = np.exp(first) / (np.exp(first) + np.exp(second))
-    assert preference == pytest.approx(2 - p_first)
-    assert 1 <= preference <= 2
-    assert preference_prob(preference) == pytest.approx(sigmoid(second - first))
-    swapped = token_preference(second, first)
-    assert preference_prob(preference) == pytest.approx(1 - preference_prob(swapped))
-
-
-def test_absent_tokens_are_certain_or_no_verdict():
-    assert token_preference(-np.inf, -0.1) == 2
-    assert token_preference(-0.1, -np.inf) == 1
-    assert np.isnan(token_preference(-np.inf, -np.inf))
 
 
 def test_preferences_have_a_scale_with_a_code_for_ties():

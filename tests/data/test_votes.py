@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marginkit.data.votes import effective_votes, score_log_ratio, vote_log_odds
+from marginkit.data.votes import effective_votes, vote_log_odds
 from marginkit.errors import BadInput
 
 COUNTS = st.integers(0, 50)
@@ -44,25 +44,7 @@ def test_the_same_ratio_of_more_votes_is_known_better():
     assert effective_votes(0, 0, prior=(0, 0)) == 0
 
 
-@given(st.integers(1, 10_000), st.integers(1, 10_000), st.integers(2, 50))
-def test_score_ratio_is_the_vote_share_and_free_of_scale(better, worse, times):
-    """The sheet's identity: with gamma = 1 and a = 0, sigmoid(m) = s_w / (s_w + s_l)."""
-    m = score_log_ratio(better, worse, prior=0.0)
-    assert sigmoid(m) == pytest.approx(better / (better + worse))
-    assert score_log_ratio(times * better, times * worse, prior=0.0) == pytest.approx(m)
-
-
-def test_score_ratio_of_two_is_two_thirds_and_scores_below_one_count_as_one():
-    assert sigmoid(score_log_ratio(340, 170, prior=0.0)) == pytest.approx(2 / 3)
-    assert score_log_ratio(-5, 0) == 0
-    assert score_log_ratio(3, -5) == pytest.approx(np.log(4 / 2))
-
-
 def test_what_has_no_logarithm_is_refused():
-    with pytest.raises(BadInput, match="keep the floor"):
-        score_log_ratio(3, -5, floor=None)
-    with pytest.raises(BadInput, match="prior"):
-        score_log_ratio(3, 1, prior=-1)
     with pytest.raises(BadInput, match="two counts >= 0"):
         vote_log_odds(1, 1, prior=(-1, 1))
     with pytest.raises(BadInput, match="negative"):

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from marginkit.errors import BadInput
 from marginkit.records import Group, Pair
-
-Kind = Literal["prob", "target_gap", "grade_gap", "tie", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,68 +100,3 @@ def just_noticeable_difference(gamma: float) -> float:
     if not (math.isfinite(gamma) and gamma > 0):
         raise BadInput(f"gamma={gamma}: give a number > 0, logits per dataset unit")
     return math.log(3) / gamma
-
-
-@dataclass(frozen=True, slots=True)
-class GradeScale:
-    """The grades of the responses, dataset units.
-
-    Args:
-        low: the smallest grade; None if there is none.
-        high: the largest.
-        distinct: how many different grades occur.
-        missing: share of responses without a grade, in [0, 1].
-    """
-
-    low: float | None
-    high: float | None
-    distinct: int
-    missing: float
-
-
-def grade_scale(groups: Iterable[Group]) -> GradeScale:
-    """Range and granularity of the grades.
-
-    Args:
-        groups: any groups.
-
-    Returns:
-        Its ends, the number of distinct grades, and the share of responses without one.
-
-    Example:
-        >>> from marginkit.records import Response
-        >>> grade_scale([Group("a", "?", (Response("x", grade=3.0), Response("y")))])
-        GradeScale(low=3.0, high=3.0, distinct=1, missing=0.5)
-    """
-    counts = Counter(response.grade for group in groups for response in group.responses)
-    total, missing = counts.total(), counts.pop(None, 0)
-    grades = [grade for grade in counts if grade is not None]
-    share = missing / total if total else 0.0
-    return GradeScale(min(grades, default=None), max(grades, default=None), len(grades), share)
-
-
-def evidence_kind(groups: Iterable[Group]) -> dict[Kind, int]:
-    """How many pairs carry which evidence; a pair with several kinds counts under each.
-
-    Args:
-        groups: groups with pairs.
-
-    Returns:
-        Counts under prob, target_gap, grade_gap, tie, and none (no evidence but the order).
-
-    Example:
-        >>> from marginkit.records import Response
-        >>> group = Group("a", "?", (Response("x"), Response("y")), pairs=(Pair(0, 1),))
-        >>> evidence_kind([group])
-        {'prob': 0, 'target_gap': 0, 'grade_gap': 0, 'tie': 0, 'none': 1}
-    """
-    counts: dict[Kind, int] = {"prob": 0, "target_gap": 0, "grade_gap": 0, "tie": 0, "none": 0}
-    for group in groups:
-        for pair in group.pairs:
-            found = pair_evidence(group, pair)
-            counts["prob"] += found.prob is not None
-            counts["target_gap"] += found.target_gap is not None
-            counts["grade_gap"] += found.grade_gap is not None
-            counts["tie"] += found.tie
-            counts["none"] += found == Evidence(None, None, None, False)
-    return counts

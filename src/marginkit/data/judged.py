@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
+from scipy.special import logit
 
 from marginkit.errors import BadInput
 
@@ -61,24 +61,6 @@ def preference_prob(preference: npt.ArrayLike) -> Array:
     if (~tie & ((given < 1) | (given > 2))).any():
         raise BadInput("a preference is neither in [1, 2] nor 0 (a tie): it is not on AlpacaEval's scale")
     return np.asarray(np.where(tie, 0.5, given - 1))
-
-
-def token_preference(logp_first: npt.ArrayLike, logp_second: npt.ArrayLike) -> Array:
-    """AlpacaEval's weighted preference from the log-probabilities of its two verdict tokens: 2 - P(first).
-
-    P(first) = e^l1 / (e^l1 + e^l2), over these two tokens only, so preference - 1 = sigmoid(l2 - l1). A token that is
-    not among the top ones has probability 0 (l = -inf); with neither there is no verdict (NaN).
-
-    Args:
-        logp_first: nats, of the token for the first output.
-        logp_second: nats, of the token for the second.
-
-    Example:
-        >>> token_preference([-0.1, -np.inf], [-2.4, -0.2]).round(4)
-        array([1.0911, 2.    ])
-    """
-    with np.errstate(invalid="ignore"):
-        return np.asarray(1 + expit(np.asarray(logp_second, dtype=float) - np.asarray(logp_first, dtype=float)))
 
 
 def cancel_position(logit_ab: npt.ArrayLike, logit_ba: npt.ArrayLike) -> tuple[Array, Array]:

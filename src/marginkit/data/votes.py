@@ -57,34 +57,3 @@ def effective_votes(
     w, l = for_ + equal / 2 + prior[0], against + equal / 2 + prior[1]  # noqa: E741
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(w + l > 0, 4 * w * l / (w + l), 0.0))
-
-
-def score_log_ratio(
-    better: npt.ArrayLike, worse: npt.ArrayLike, *, prior: float = 1.0, floor: float | None = 1.0
-) -> Array:
-    """The ratio of two counts of up-votes: log((s_w + a) / (s_l + a)), logits.
-
-    With a = 0 the sigmoid of it is the vote share s_w / (s_w + s_l). Reddit's scores can be below 1: they are raised to
-    `floor` first. This replaces the raw difference, which saturates. Ours (the fields are those of SHP).
-
-    Args:
-        better: score of one response, counts.
-        worse: score of the other.
-        prior: a >= 0.
-        floor: the least score; None leaves them as they are.
-
-    Raises:
-        BadInput: the prior is negative, or a score is not above -prior where there is no floor.
-
-    Example:
-        >>> score_log_ratio([340.0], [170.0], prior=0).round(4)
-        array([0.6931])
-    """
-    if prior < 0:
-        raise BadInput(f"prior={prior:g}: give a count >= 0")
-    w, l = (np.asarray(score, dtype=float) for score in (better, worse))  # noqa: E741
-    if floor is not None:
-        w, l = np.maximum(w, floor), np.maximum(l, floor)  # noqa: E741
-    if min(np.min(w, initial=1.0), np.min(l, initial=1.0)) + prior <= 0:
-        raise BadInput("a score is not positive, so it has no logarithm; keep the floor of 1")
-    return np.asarray(np.log(w + prior) - np.log(l + prior))
