@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -135,3 +137,17 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(tmp_path: Path, mo
         write_groups(endless(), target)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
     assert target.read_bytes() == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere an open file cannot be removed")
+def test_a_process_that_is_cut_off_leaves_no_scratch_file(tmp_path: Path) -> None:
+    """Groups are mapped from a file that no folder lists any more: nothing is left to clean up after a kill."""
+    code = (
+        "import os\nfrom marginkit.groups import Groups\nfrom marginkit.records import Group, Response\n"
+        "groups = Groups.from_iterable([Group(str(n), '?', (Response('x'),)) for n in range(600)])\n"
+        "odd = groups.filter(lambda group: int(group.id) % 2 == 1, 'even')\n"
+        "assert odd[299].id == '599' and groups[0].id == '0'\nos._exit(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    assert done.returncode == 7
+    assert list(tmp_path.iterdir()) == []

@@ -38,7 +38,7 @@ def batched(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
 
 
 def stream_to_arrow(rows: Iterable[Mapping[str, Any]], schema: pa.Schema, path: Path) -> pa.Table:
-    """Write rows to an Arrow file batch by batch and map it back: memory stays at one batch."""
+    """Write rows to a scratch file batch by batch and map it back: memory stays at one batch."""
     made = (pa.RecordBatch.from_pylist(batch, schema=schema) for batch in batched(rows, _ROWS_PER_BATCH))
     return _to_file(made, schema, path)
 
@@ -47,11 +47,14 @@ def _to_file(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path) -
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    if os.name == "posix":
+        path.unlink()  # the mapping keeps the rows, and a process that is killed leaves no file behind
+    return table
 
 
 def scratch_file(owner: object, suffix: str) -> Path:
-    """A temporary file that lives as long as `owner`."""
+    """A temporary file, removed at the latest when `owner` is gone."""
     handle, name = tempfile.mkstemp(prefix="marginkit-", suffix=suffix)
     os.close(handle)
     path = Path(name)
