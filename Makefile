@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## graded feedback in, trained and calibrated models out, on a built-in world (a minute or two, no network)
 	$(BIN)/marginkit demo
 
-test: $(STAMP)  ## the quick suite (up to ten minutes on two cores, no network, no GPU)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(STAMP)  ## the quick suite (a few minutes on two cores, no network, no GPU)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 test-all: $(STAMP)  ## everything, slow tests included
 	$(BIN)/python -m pytest

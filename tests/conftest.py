@@ -8,6 +8,7 @@ os.environ.update(
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # commands that a test starts: the tests themselves take the cores
 )
 
 from collections.abc import Iterator
