@@ -26,7 +26,8 @@ from marginkit.data.splits import assign_clusters
 from marginkit.embedders import Embedder
 from marginkit.embedding_features import Examples, examples_of
 from marginkit.embedding_heads import Heads, HeadSettings, train_heads
-from marginkit.evaluation.calibration import expected_calibration_error, fit_temperature
+from marginkit.evaluation.calibration import expected_calibration_error
+from marginkit.evaluation.calibrators import fit_temperature
 from marginkit.gamma import FEW_CLUSTERS
 from marginkit.gamma_trained import cut_by_response, from_training
 from marginkit.groups import Groups
@@ -45,13 +46,23 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 # -- data
 
 
-def graded_file(path: Path) -> Groups:
+def oriented_file(path: Path) -> Groups:
     """A file's groups with at most so many pairs, oriented by grade or strength; only the grade gap is left of them."""
     groups, _ = mk.read_groups(str(path), contradiction="keep")
     how = "given" if any(group.pairs for group in groups) else "all"
     bare = groups.map(lambda group: replace(group, comparisons=()))  # gaps of grades, not votes, are what is estimated
-    made = assign_clusters(make_pairs(bare, how, max_pairs=MOST_PAIRS).map(_by_grade))
-    if 2 * Counter(made.column("cluster")).most_common(1)[0][1] <= len(made):
+    return assign_clusters(make_pairs(bare, how, max_pairs=MOST_PAIRS).map(_by_grade))
+
+
+def hangs_together(groups: Groups) -> bool:
+    """Whether one cluster holds more than half of the groups: rows that share their responses."""
+    return 2 * Counter(groups.column("cluster")).most_common(1)[0][1] > len(groups)
+
+
+def graded_file(path: Path) -> Groups:
+    """`oriented_file`; where all rows hang together, pairs to learn from are those inside one of eight clusters."""
+    made = oriented_file(path)
+    if not hangs_together(made):
         return made
     rest, test = (made.filter(lambda group, own=own: (group.split == "test") == own, reason="split") for own in (0, 1))
     return Groups.from_iterable([*cut_by_response(rest), *test])  # rows hang together by their responses

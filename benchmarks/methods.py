@@ -36,10 +36,13 @@ import torch
 import marginkit as mk
 from marginkit.data.grades import pair_evidence, suggest_gamma
 from marginkit.data.splits import assign_splits
-from marginkit.evaluation.bootstrap import Array, Statistic, estimate, estimate_mean
-from marginkit.evaluation.calibration import fit_temperature, noise_floor, sigmoid
+from marginkit.evaluation.bootstrap import Array, Statistic, estimate, estimate_mean, of_sums
+from marginkit.evaluation.calibration import sigmoid
+from marginkit.evaluation.calibrators import fit_temperature
 from marginkit.evaluation.compare import compare
-from marginkit.evaluation.metrics import PairColumns, evaluate
+from marginkit.evaluation.metrics import evaluate
+from marginkit.evaluation.noise import noise_floor
+from marginkit.evaluation.pair_columns import PairColumns
 from marginkit.groups import Groups, write_groups
 from marginkit.records import Estimate, Group, Pair
 from marginkit.tables import Scores
@@ -482,15 +485,14 @@ def dev_nll(folder: Path) -> float:
 
 
 def pearson(x: Array, y: Array) -> Statistic:
-    """Pearson's correlation as a function of row weights."""
-    sums = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
+    """Pearson's correlation as a function of sums."""
 
-    def statistic(weights: Array) -> Array:
-        n, a, b, aa, bb, ab = (weights @ sums).T
+    def value(total: Array) -> Array:
+        n, a, b, aa, bb, ab = np.moveaxis(total, -1, 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((ab / n - a * b / n**2) / np.sqrt((aa / n - (a / n) ** 2) * (bb / n - (b / n) ** 2)))
 
-    return statistic
+    return of_sums(value, np.ones_like(x), x, y, x * x, y * y, x * y)
 
 
 def held_out(folder: Path, truth: str, seed: int) -> pa.Table:

@@ -89,7 +89,7 @@ ALLOWED["embedding_run"] = ALLOWED["embedding_model"] | {
     "rundir",
     "scoring",
 }
-ALLOWED["crossfit"] = ALLOWED["embedding_model"] | {"assembly", "evaluation.calibration"}
+ALLOWED["crossfit"] = ALLOWED["embedding_model"] | {"assembly", "evaluation.calibrators"}
 ALLOWED["gamma_fits"] = set()
 ALLOWED["gamma"] = {"data.grades", "gamma_fits", "records", "errors"}
 ALLOWED["gamma_trained"] = ALLOWED["crossfit"] | {"crossfit", "gamma"}
@@ -103,7 +103,7 @@ ALLOWED["judges"] = {"judges", "registry", "data", "store", "records", "groups",
 ALLOWED["run_scores"] = ALLOWED["embedding_run"] | {"embedding_run", "preparing", "reference", "scoring", "setup"}
 ALLOWED["policy_scores"] = MODELS_AND_DATA | {"frozen_scores", "policies", "scoring"}
 ALLOWED["signals"] = {"crossfit", "data", "embedders", "errors", "groups", "models", "policies", "policy_scores", "run"}
-ALLOWED["reward_grading"] = ALLOWED["signals"] | {"evaluation.calibration", "signals"}
+ALLOWED["reward_grading"] = ALLOWED["signals"] | {"evaluation.calibrators", "signals"}
 ALLOWED["grading"] = ALLOWED["reward_grading"] | {"gamma_run", "judges", "reward_grading"}
 ALLOWED["run"] = set(ALLOWED) - {"__init__"}
 ALLOWED["demo"] = ALLOWED["run"] | {"run", "demo"}

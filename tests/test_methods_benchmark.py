@@ -15,7 +15,7 @@ import yaml
 
 import marginkit as mk
 from marginkit.config import RunConfig
-from marginkit.evaluation.calibration import fit_temperature
+from marginkit.evaluation.calibrators import fit_temperature
 from marginkit.records import Estimate
 
 ROOT = Path(__file__).parent.parent

@@ -23,7 +23,7 @@ from marginkit.embedders import Embedder
 from marginkit.embedding_features import Examples, examples_of
 from marginkit.embedding_heads import Heads, HeadSettings, train_heads
 from marginkit.errors import BadInput
-from marginkit.evaluation.calibration import fit_temperature
+from marginkit.evaluation.calibrators import fit_temperature
 from marginkit.groups import Groups
 from marginkit.progress import progress
 from marginkit.registry import load_recipe

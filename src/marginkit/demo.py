@@ -24,7 +24,7 @@ from marginkit.demo_result import MEASURES, DemoOptions, DemoResult, Row
 from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import estimate_mean
 from marginkit.evaluation.compare import compare
-from marginkit.evaluation.metrics import PairColumns
+from marginkit.evaluation.pair_columns import PairColumns
 from marginkit.groups import Groups, write_groups
 from marginkit.kitchen import true_utility
 from marginkit.progress import progress

@@ -86,7 +86,7 @@ def grade_by_crossfit(
 def _scaled(groups: Groups, rewards: Array, temperature: str | float, facts: dict[str, Any]) -> Grades:
     """Rewards divided by a temperature: given, or fitted on the labels of the pairs in the data."""
     if temperature == "fit":
-        from marginkit.evaluation.calibration import fit_temperature
+        from marginkit.evaluation.calibrators import fit_temperature
 
         gap, label = labelled_gaps(groups, rewards)
         if not gap.any():

@@ -221,6 +221,7 @@ def group_rows(
                 "prob": float(torch.sigmoid(torch.tensor(gap, dtype=torch.float64))),
                 "label_prob": evidence.prob,
                 "target_gap": targets[number],
+                "grade_gap": evidence.grade_gap,
                 "tie": evidence.tie,
                 "weight": pair.weight,
                 "length_chosen": lengths[pair.chosen],

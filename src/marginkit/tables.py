@@ -39,6 +39,7 @@ PAIRS_SCHEMA = pa.schema(
         ("prob", pa.float64()),  # sigmoid(gap): the model's P(chosen is better)
         ("label_prob", pa.float64()),  # observed P(chosen is better): vote share or given probability; null if none
         ("target_gap", pa.float64()),  # logits: how far apart the recipe's target puts them; null if none
+        ("grade_gap", pa.float64()),  # dataset units: the strength, else the difference of grades; null if none
         ("tie", pa.bool_()),
         ("weight", pa.float64()),
         ("length_chosen", pa.int32()),

@@ -8,9 +8,11 @@ import pytest
 from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import (
     cluster_bootstrap,
+    drawn_units,
     estimate,
     estimate_mean,
-    rank_correlation,
+    estimates,
+    mean_of,
     replicates,
     slope_through_zero,
     units,
@@ -46,7 +48,7 @@ def test_duplicated_rows_add_no_information():
 
 def test_standard_error_of_a_mean():
     x = np.random.default_rng(2).normal(size=400)
-    drawn = replicates(lambda w: w @ x / w.sum(1), np.arange(400), resamples=4000)
+    drawn = replicates(mean_of(x), np.arange(400), resamples=4000)
     assert drawn.std() == pytest.approx(x.std() / 20, rel=0.05)
     found = estimate_mean(x, np.arange(400), resamples=4000)
     assert found.high - found.low == pytest.approx(2 * 1.96 * x.std() / 20, rel=0.05)
@@ -94,24 +96,9 @@ def test_bad_rows_are_refused(values, clusters, weights):
 
 def test_bad_options_are_refused():
     with pytest.raises(BadInput, match="level"):
-        cluster_bootstrap(lambda w: w[:, 0], [0, 1], level=95)
+        cluster_bootstrap(mean_of([1.0, 2.0]), [0, 1], level=95)
     with pytest.raises(BadInput, match="resamples"):
         estimate_mean([1.0, 2.0], [0, 1], resamples=0)
-
-
-def test_rank_correlation_with_ties_and_repeats():
-    x, y = [1.0, 2.0, 2.0, 3.0], [1.0, 3.0, 2.0, 3.0]
-    # Midranks (1, 2.5, 2.5, 4) and (1, 3.5, 2, 3.5): covariance 3.75, sums of squares 4.5 and 4.5.
-    assert rank_correlation(x, y)(np.ones((1, 4)))[0] == pytest.approx(3.75 / 4.5)
-    counts = np.array([2, 1, 0, 3])
-    repeated = rank_correlation(np.repeat(x, counts), np.repeat(y, counts))(np.ones((1, 6)))
-    assert rank_correlation(x, y)(counts[None].astype(float)) == pytest.approx(repeated)
-
-
-def test_rank_correlation_sees_order_only():
-    x = np.random.default_rng(6).normal(size=200)
-    found = estimate(rank_correlation(x, np.exp(x)), np.arange(200), resamples=100)
-    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
 
 
 def test_slope_ignores_which_response_is_called_chosen():
@@ -128,3 +115,54 @@ def test_five_thousand_pairs_take_well_under_a_second():
     started = time.perf_counter()
     estimate_mean(x, np.arange(5000) // 2, resamples=1000)
     assert time.perf_counter() - started < 1
+
+
+def test_intervals_are_those_of_the_plain_bootstrap():
+    """Sums by cluster and one matrix product give what resampling the rows one by one gives, on the same draw."""
+    rng = np.random.default_rng(9)
+    clusters = rng.integers(0, 40, 150)
+    x = rng.normal(size=150)
+    names, code = np.unique(clusters, return_inverse=True)
+    members = [np.flatnonzero(code == own) for own in range(len(names))]
+    drawn = np.random.default_rng(3).integers(len(names), size=(300, len(names)))
+    plain = [np.concatenate([x[members[own]] for own in row]).mean() for row in drawn]
+    assert replicates(mean_of(x), clusters, resamples=300, seed=3) == pytest.approx(np.array(plain))
+
+
+def test_statistics_asked_together_are_those_asked_alone():
+    rng = np.random.default_rng(10)
+    x, clusters = rng.normal(size=90), rng.integers(0, 30, 90)
+    asked = {"mean": mean_of(x), "slope": slope_through_zero(x, x + rng.normal(size=90)), "square": mean_of(x * x)}
+    together = estimates(asked, clusters, resamples=50, seed=1)
+    for name, statistic in asked.items():
+        alone = estimate(statistic, clusters, resamples=50, seed=1)
+        assert (together[name].value, together[name].low, together[name].high) == pytest.approx(
+            (alone.value, alone.low, alone.high)
+        )
+
+
+def test_blocks_of_clusters_give_the_interval_of_the_clusters(monkeypatch):
+    """400 blocks of 10 clusters each against all 4,000: the same standard error, up to the noise of either."""
+    rng = np.random.default_rng(11)
+    clusters = np.repeat(np.arange(4000), rng.integers(1, 4, 4000))
+    x = rng.normal(size=4000)[clusters] + rng.normal(size=len(clusters))
+    whole = replicates(mean_of(x), clusters, resamples=2000)
+    exact = np.sqrt((np.bincount(clusters, x - x.mean()) ** 2).sum()) / len(x)
+    monkeypatch.setattr("marginkit.evaluation.bootstrap.MOST_UNITS", 400)
+    unit, count = drawn_units(clusters)
+    assert count == 400
+    assert {len(set(clusters[unit == own])) for own in range(400)} == {10}
+    assert all(len(set(unit[clusters == own])) == 1 for own in range(0, 4000, 97))  # clusters stay whole
+    blocks = replicates(mean_of(x), clusters, resamples=2000)
+    assert whole.std() == pytest.approx(exact, rel=0.06)
+    assert blocks.std() == pytest.approx(exact, rel=0.12)
+    assert estimate_mean(x, clusters).clusters == 4000  # what is said is what was there
+
+
+def test_codes_of_clusters_do_not_depend_on_how_they_are_named():
+    """Dense integers take a shorter way than names; the codes are the same."""
+    rng = np.random.default_rng(12)
+    dense = rng.integers(0, 300, 500)
+    assert (units(dense)[0] == units(dense * 1_000_003)[0]).all()
+    assert (units(dense)[0] == np.unique(dense, return_inverse=True)[1]).all()
+    assert (units(dense - 5)[0] == units(dense)[0]).all()

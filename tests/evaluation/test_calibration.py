@@ -6,17 +6,16 @@ import pytest
 from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import replicates
 from marginkit.evaluation.calibration import (
+    adaptive_calibration_error,
     confidence_form,
-    debiased_ece,
-    debiased_statistic,
     ece_statistic,
     expected_calibration_error,
-    fit_temperature,
     maximum_calibration_error,
-    noise_floor,
     reliability,
     sigmoid,
 )
+from marginkit.evaluation.calibrators import fit_temperature
+from marginkit.evaluation.noise import debiased_ece, debiased_statistic, noise_floor
 
 # Ten pairs worked out by hand; the label is on the first response of each.
 PROB = np.array([0.97, 0.92, 0.85, 0.74, 0.66, 0.58, 0.52, 0.45, 0.35, 0.10])

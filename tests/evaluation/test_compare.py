@@ -115,8 +115,28 @@ def test_rows_read_in_order_and_carry_the_verdict():
     signed = np.where(rng.uniform(size=600) < sigmoid(0.5 * gap), gap, -gap)
     result = evaluate(pairs([*signed, 0.0], tie=[True, *[False] * 600]))
     told = {name: (value, remark) for name, value, remark in rows(result)}
-    assert next(iter(told)) == "accuracy"
-    assert len(told) == len(result)
+    assert list(told) == [
+        "accuracy",
+        "accuracy of the longer response",
+        "NLL (nats a pair)",
+        "Brier score",
+        "calibration error (ECE)",
+        "ECE of a calibrated model (noise floor)",
+        "ECE without the sample's noise",
+        "ECE with 15 bins",
+        "ECE over groups of equal count",
+        "largest gap of a bin (MCE)",
+        "best temperature",
+        "NLL at that temperature",
+        "ECE at that temperature",
+        "ties have the smaller gaps",
+    ]
+    assert told["ECE with 15 bins"][1].startswith("above its noise floor 0.0")
+    assert told["largest gap of a bin (MCE)"][0] == f"{result.verdict['mce']:.3f}"
+    assert told["Brier score"][1] == (
+        f"{result.brier_parts.reliability:.3f} of it miscalibration; "
+        f"one confidence for all pairs would score {result.brier_parts.uncertainty:.3f}"
+    )
     assert "600 clusters" in told["accuracy"][1]
     assert "1 ties left out" in told["accuracy"][1]
     assert "1 equal rewards count as wrong" in told["accuracy"][1]

@@ -1,24 +1,26 @@
-"""Is the confidence right? Calibration of pairwise probabilities, with the noise that a finite sample puts there.
+"""Is the confidence right? Calibration of pairwise probabilities, bin by bin.
 
-All of it is in the confidence form: a pair's confidence is `max(p, 1 - p)`, its outcome the probability that the side
-the model prefers is the better one, `y` if `p > 1/2`, else `1 - y`. So a pair counts the same whichever response comes
-first. At exactly `p = 1/2` the outcome is `1 - y`: with the label on the first response (y = 1), equal rewards are a
-miss, as in the accuracy.
+In the confidence form, the default, a pair's forecast is its confidence `max(p, 1 - p)` and its outcome the probability
+that the side the model prefers is the better one, `y` if `p > 1/2`, else `1 - y`. So a pair counts the same whichever
+response comes first. At exactly `p = 1/2` the outcome is `1 - y`: with the label on the first response (y = 1), equal
+rewards are a miss, as in the accuracy. In the symmetric form each pair is there twice: `(p, y)`, `(1 - p, 1 - y)`.
+
+Pairs as they stand, `(p, 1)` with the better response first, are never binned: every bin would be right throughout.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.bootstrap import Array, Codes, Statistic, units
+from marginkit.evaluation.bootstrap import Array, Codes, Statistic
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
-TEMPERATURE_BOUNDS = (0.05, 50.0)
+Form = Literal["confidence", "symmetric"]
 
 
 def sigmoid(logits: npt.ArrayLike) -> Array:
@@ -49,52 +51,149 @@ def confidence_form(prob: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, A
         >>> confidence.tolist(), outcome.tolist()
         ([0.9, 0.8, 0.5], [1.0, 0.25, 0.0])
     """
+    p, y = _checked(prob, label)
+    return np.maximum(p, 1 - p), np.where(p > 0.5, y, 1 - y)
+
+
+def _checked(prob: npt.ArrayLike, label: npt.ArrayLike) -> tuple[Array, Array]:
     p, y = np.asarray(prob, dtype=np.float64), np.asarray(label, dtype=np.float64)
     if p.ndim != 1 or p.shape != y.shape or not len(p):
         raise BadInput(f"prob {p.shape} and label {y.shape}: calibration needs one of each per pair")
     for name, values in (("prob", p), ("label", y)):
         if not ((values >= 0) & (values <= 1)).all():
             raise BadInput(f"{name} has values outside [0, 1]: pass probabilities, not logits")
-    return np.maximum(p, 1 - p), np.where(p > 0.5, y, 1 - y)
+    return p, y
 
 
-def bin_codes(confidence: Array, bins: int) -> Codes:
+def bin_codes(forecast: Array, bins: int) -> Codes:
     """The bin of each value: `bins` equal ones `(low, high]` on [0, 1], 0 in the first."""
     if bins < 1:
         raise BadInput(f"bins is {bins}: at least one is needed")
     edges = np.arange(1, bins + 1) / bins
-    return np.searchsorted(edges, confidence, side="left")
+    return np.searchsorted(edges, forecast, side="left")
 
 
-def _residuals(prob: npt.ArrayLike, label: npt.ArrayLike, bins: int) -> Array:
-    """`[pair, bin]`: outcome - confidence in the pair's bin, 0 elsewhere; its column sums are the bins' gaps."""
-    confidence, outcome = confidence_form(prob, label)
-    spread = np.zeros((len(confidence), bins))
-    spread[np.arange(len(confidence)), bin_codes(confidence, bins)] = outcome - confidence
-    return spread
+def equal_count_codes(forecast: Array, bins: int) -> Codes:
+    """The group of each value: `bins` groups by size, near-equal in number (the first have one more); ties as met.
 
-
-def ece_statistic(prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10) -> Statistic:
-    """`expected_calibration_error` as a function of pair weights, for the bootstrap.
-
-    A bin's gap is linear in the weights, so a resample is one row of a matrix product.
+    Example:
+        >>> equal_count_codes(np.array([0.9, 0.6, 0.8, 0.7, 0.5]), 2).tolist()
+        [1, 0, 1, 0, 0]
     """
-    residuals = _residuals(prob, label, bins)
-    return lambda weights: np.abs(weights @ residuals).sum(1) / weights.sum(1)
+    if bins < 1:
+        raise BadInput(f"bins is {bins}: at least one is needed")
+    larger, extra = divmod(len(forecast), bins)
+    sizes = [larger + (place < extra) for place in range(bins)]
+    codes = np.empty(len(forecast), np.int64)
+    codes[np.argsort(forecast, kind="stable")] = np.repeat(np.arange(bins), sizes)
+    return codes
+
+
+@dataclass(frozen=True, slots=True)
+class Binned:
+    """Forecasts and outcomes by bin; in the symmetric form the mirrors of all pairs follow the pairs.
+
+    Args:
+        forecast: `[row]`.
+        outcome: `[row]`.
+        code: `[row]`, the bin of each.
+        bins: how many.
+        copies: rows a pair: 1, or 2 in the symmetric form.
+    """
+
+    forecast: Array
+    outcome: Array
+    code: Codes
+    bins: int
+    copies: int
+
+    @classmethod
+    def of(
+        cls,
+        prob: npt.ArrayLike,
+        label: npt.ArrayLike,
+        bins: int = 10,
+        *,
+        form: Form = "confidence",
+        adaptive: bool = False,
+    ) -> Binned:
+        """Put pairs into bins.
+
+        Args:
+            prob: `[pair]`, the model's P(first is better).
+            label: `[pair]`, the true one: 0, 1 or a vote share between.
+            bins: how many.
+            form: `confidence`, or `symmetric`: each pair from both sides.
+            adaptive: groups of equal count instead of equal width.
+        """
+        if form == "confidence":
+            forecast, outcome = confidence_form(prob, label)
+        elif form == "symmetric":
+            p, y = _checked(prob, label)
+            forecast, outcome = np.concatenate([p, 1 - p]), np.concatenate([y, 1 - y])
+        else:
+            raise BadInput(f"form {form!r}: must be confidence or symmetric")
+        codes = equal_count_codes(forecast, bins) if adaptive else bin_codes(forecast, bins)
+        return cls(forecast, outcome, codes, bins, 1 if form == "confidence" else 2)
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs."""
+        return len(self.code) // self.copies
+
+    def sums(self, values: Array | None, unit: Codes, count: int) -> Array:
+        """`[count, bins]`: what the `[row]` values of each unit's pairs add up to in each bin; rows if None."""
+        place = np.tile(unit, self.copies) * self.bins + self.code
+        found = np.bincount(place, weights=values, minlength=count * self.bins)
+        return np.asarray(found.reshape(count, self.bins), dtype=np.float64)
+
+    def means(self, values: Array | None = None) -> Array:
+        """`[bins]`: the mean of `[row]` values in each bin; the number of rows if None; NaN in an empty bin."""
+        everything = np.zeros(self.pairs, np.int64)
+        rows = self.sums(None, everything, 1)[0]
+        if values is None:
+            return rows
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.sums(values, everything, 1)[0] / rows)
+
+
+def ece_statistic(
+    prob: npt.ArrayLike,
+    label: npt.ArrayLike,
+    bins: int = 10,
+    *,
+    form: Form = "confidence",
+    adaptive: bool = False,
+) -> Statistic:
+    """`expected_calibration_error` as a function of sums, for the bootstrap: bins stay as they are in the sample."""
+    binned = Binned.of(prob, label, bins, form=form, adaptive=adaptive)
+    residual = binned.outcome - binned.forecast
+
+    def sums(unit: Codes, count: int) -> Array:
+        rows = np.bincount(unit, minlength=count)[:, None] * float(binned.copies)
+        return np.concatenate([binned.sums(residual, unit, count), rows], axis=1)
+
+    return Statistic(binned.pairs, sums, lambda total: np.abs(total[..., :-1]).sum(-1) / total[..., -1])
 
 
 def expected_calibration_error(
-    prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10, weights: npt.ArrayLike | None = None
+    prob: npt.ArrayLike,
+    label: npt.ArrayLike,
+    bins: int = 10,
+    weights: npt.ArrayLike | None = None,
+    *,
+    form: Form = "confidence",
 ) -> float:
     """Expected calibration error, the plug-in estimate.
 
-    `sum_b n_b / N * |mean outcome_b - mean confidence_b|` over equal bins `(low, high]` of the confidence on [0, 1].
+    `sum_b n_b / N * |mean outcome_b - mean forecast_b|` over equal bins `(low, high]` on [0, 1].
 
     Args:
         prob: `[pair]`, the model's P(first is better).
         label: `[pair]`, the true one: 0, 1, or a vote share between (then the outcome is the expected hit).
         bins: how many on [0, 1]; confidences fill the upper half.
         weights: `[pair]`, at least 0; equal if None.
+        form: `confidence`, or `symmetric`: `(p, y)` and `(1 - p, 1 - y)` of every pair.
 
     Returns:
         A number in [0, 1]. It is biased upward: compare it with `noise_floor`, or use `debiased_ece`.
@@ -108,12 +207,31 @@ def expected_calibration_error(
 
     Source: Naeini, Cooper and Hauskrecht, AAAI 2015; confidence form as Guo et al., ICML 2017. Deviation: soft labels.
     """
-    statistic = ece_statistic(prob, label, bins)
+    statistic = ece_statistic(prob, label, bins, form=form)
     return float(statistic(np.ones((1, np.size(prob))) if weights is None else np.atleast_2d(weights))[0])
 
 
-def maximum_calibration_error(prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10) -> float:
-    """Largest gap of any bin: `max_b |mean outcome_b - mean confidence_b|`; arguments as `expected_calibration_error`.
+def adaptive_calibration_error(prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error over groups of equal count: pairs sorted by confidence, cut into `bins` groups.
+
+    Where most confidences crowd into a few equal bins, this looks as closely at all of them. Arguments and errors as
+    `expected_calibration_error`; pairs of equal confidence are cut in the order in which they come.
+
+    Example:
+        >>> adaptive_calibration_error([1.0, 1.0, 0.5, 0.5], [1, 0, 1, 1], bins=2)
+        0.5
+
+    Source: Nixon et al., CVPR workshops 2019.
+    """
+    return float(ece_statistic(prob, label, bins, adaptive=True)(np.ones((1, np.size(prob))))[0])
+
+
+def maximum_calibration_error(
+    prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10, *, form: Form = "confidence"
+) -> float:
+    """Largest gap of any bin: `max_b |mean outcome_b - mean forecast_b|`; arguments as `expected_calibration_error`.
+
+    A bin with a handful of pairs easily shows a large gap: compare it with `noise_floor(...).largest`.
 
     Example:
         >>> round(maximum_calibration_error([0.9, 0.9, 0.6], [1, 1, 1]), 3)
@@ -121,7 +239,8 @@ def maximum_calibration_error(prob: npt.ArrayLike, label: npt.ArrayLike, bins: i
 
     Source: Naeini, Cooper and Hauskrecht, AAAI 2015.
     """
-    return max(abs(row.outcome - row.confidence) for row in reliability(prob, label, bins))
+    binned = Binned.of(prob, label, bins, form=form)
+    return float(np.nanmax(np.abs(binned.means(binned.outcome - binned.forecast))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +266,16 @@ class ReliabilityBin:
     outcome_high: float
 
 
-def _wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share observed on `count` trials."""
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share observed on `count` trials.
+
+    Example:
+        >>> low, high = wilson_interval(0.7, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.397, 0.892)
+
+    Source: Wilson 1927.
+    """
     z = 1.959964
     centre = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
@@ -180,180 +307,14 @@ def reliability(
 
     Source: Murphy and Winkler 1977; intervals Wilson 1927.
     """
-    confidence, outcome = confidence_form(prob, label)
-    codes = bin_codes(confidence, bins)
-    names = np.arange(len(codes)) if clusters is None else np.asarray(clusters)
+    binned = Binned.of(prob, label, bins)
+    names = np.arange(binned.pairs) if clusters is None else np.asarray(clusters)
     rows = []
-    for code in np.unique(codes):
-        inside = codes == code
-        mean = float(outcome[inside].mean())
-        low, high = _wilson_interval(mean, len(np.unique(names[inside])))
+    for code in np.unique(binned.code):
+        inside = binned.code == code
+        mean = float(binned.outcome[inside].mean())
+        low, high = wilson_interval(mean, len(np.unique(names[inside])))
         edges = float(code / bins), float((code + 1) / bins)
-        rows.append(ReliabilityBin(*edges, int(inside.sum()), float(confidence[inside].mean()), mean, low, high))
+        confidence = float(binned.forecast[inside].mean())
+        rows.append(ReliabilityBin(*edges, int(inside.sum()), confidence, mean, low, high))
     return rows
-
-
-@dataclass(frozen=True, slots=True)
-class NoiseFloor:
-    """The plug-in ECE that a perfectly calibrated model with these probabilities would show.
-
-    Args:
-        mean: its mean over the draws.
-        low: their 5% quantile.
-        high: their 95% quantile: a plug-in ECE up to here is no sign of miscalibration.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
-def noise_floor(
-    prob: npt.ArrayLike,
-    bins: int = 10,
-    votes: npt.ArrayLike | None = None,
-    *,
-    draws: int = 200,
-    seed: int = 0,
-) -> NoiseFloor:
-    """The plug-in ECE of outcomes drawn from the model's own probabilities, same pairs and bins.
-
-    `ECE(prob, y*)` with `y* = Binomial(votes, prob) / votes`, one vote unless told.
-
-    Args:
-        prob: `[pair]`, the model's P(first is better).
-        bins: how many on [0, 1].
-        votes: `[pair]`, raters behind each label. Without it every pair is one hard outcome; where the labels are vote
-            shares or known probabilities the floor is then an upper bound, as a share is less noisy than one vote.
-        draws: how many sets of outcomes.
-        seed: of the draw.
-
-    Returns:
-        Mean and quantiles. Outcomes are drawn pair by pair: pairs that share raters or prompts can be noisier.
-
-    Raises:
-        BadInput: no pairs, a number outside [0, 1], or votes below 1.
-
-    Example:
-        >>> prob = np.random.default_rng(0).uniform(0.02, 0.98, 500)
-        >>> floor = noise_floor(prob)
-        >>> 0.02 < floor.mean < 0.05 and floor.high > floor.mean
-        True
-
-    Source: consistency resampling, Bröcker and Smith 2007; as a test of calibration Vaicenavicius et al., AISTATS 2019.
-    """
-    confidence, _ = confidence_form(prob, prob)
-    trials = np.ones(len(confidence), np.int64) if votes is None else np.asarray(votes, np.int64)
-    if trials.shape != confidence.shape or (trials < 1).any():
-        raise BadInput("votes: one count of at least 1 per pair")
-    onehot = np.eye(bins)[bin_codes(confidence, bins)]
-    generator = np.random.default_rng(seed)
-    found = np.empty(draws)
-    for draw in range(draws):  # one at a time: memory stays at one set of outcomes
-        outcome = generator.binomial(trials, confidence) / trials
-        found[draw] = np.abs((outcome - confidence) @ onehot).sum() / len(confidence)
-    low, high = np.quantile(found, [0.05, 0.95])
-    return NoiseFloor(float(found.mean()), float(low), float(high))
-
-
-def debiased_statistic(
-    prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10, clusters: npt.ArrayLike | None = None
-) -> Statistic:
-    """`debiased_ece` as a function of pair weights; the bins' standard errors stay those of all pairs."""
-    residuals = _residuals(prob, label, bins)
-    onehot = np.eye(bins)[bin_codes(confidence_form(prob, label)[0], bins)]
-    codes, _ = units(np.arange(len(residuals)) if clusters is None else clusters)
-    sums, pairs = np.zeros((2, codes.max() + 1, bins))
-    np.add.at(sums, codes, residuals - onehot * (residuals.sum(0) / np.maximum(onehot.sum(0), 1)))
-    np.add.at(pairs, codes, onehot)
-    count = (pairs > 0).sum(0)
-    usable = count > 1
-    error = np.sqrt((sums**2).sum(0)[usable] * count[usable] / (count[usable] - 1))
-    error = np.maximum(error, 1e-12)  # residuals all alike: no noise to take out
-
-    def statistic(weights: Array) -> Array:
-        gap = weights @ residuals[:, usable]
-        z = np.clip(gap / error, -30, 30)
-        halves = gap * _erf(z / math.sqrt(2)) - error * math.sqrt(2 / math.pi) * np.exp(-0.5 * z * z)
-        return np.asarray(np.maximum(halves.sum(1), 0) / weights.sum(1))
-
-    return statistic
-
-
-def debiased_ece(
-    prob: npt.ArrayLike, label: npt.ArrayLike, bins: int = 10, clusters: npt.ArrayLike | None = None
-) -> float:
-    """Expected calibration error without the sample's noise: the gap's sign from one half, its size from the other.
-
-    `max(0, sum_b h(S_b, s_b)) / N`, `h(S, s) = S (2 Phi(S / s) - 1) - 2 s phi(S / s)`, where `S_b` is the sum of
-    outcome - confidence in a bin and `s_b` its standard error. `h` is the mean of `2 sign(S') S''` over all splits of
-    the bin into halves `S' + S'' = S`, worked out for normal sums.
-
-    The plug-in takes |gap| with the sign that the noise itself chose. Here sign and size come from different pairs, so
-    before the cut at 0 the expectation is 0 for a calibrated model, never above the binned truth, and equal to it once
-    the gaps stand clear of the noise (|S| > 3 s); it errs downward between.
-
-    Args:
-        prob: `[pair]`, the model's P(first is better).
-        label: `[pair]`, the true one; vote shares need no vote counts, as `s_b` comes from the scatter seen.
-        bins: how many on [0, 1]; a bin with a single pair (or cluster) contributes nothing.
-        clusters: `[pair]`; standard errors are over clusters if given (at least 20).
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        BadInput: as `expected_calibration_error`.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> prob = rng.uniform(0.02, 0.98, 500)
-        >>> label = rng.uniform(size=500) < prob
-        >>> debiased_ece(prob, label) < 0.5 * expected_calibration_error(prob, label)
-        True
-
-    Source: ours, in place of Kumar, Liang and Ma, NeurIPS 2019, whose correction of the absolute form (subtract the
-    bias that fresh normal noise would add) leaves 59% of the plug-in's bias when the model is calibrated.
-    """
-    return float(debiased_statistic(prob, label, bins, clusters)(np.ones((1, np.size(prob))))[0])
-
-
-def fit_temperature(gap: npt.ArrayLike, label: npt.ArrayLike) -> tuple[float, bool]:
-    """The temperature that calibrates the gaps best: `T* = argmin mean NLL(sigmoid(gap / T), label)`.
-
-    Solves `mean[gap (label - sigmoid(gap / T))] = 0` by bisection in log T.
-
-    Args:
-        gap: `[pair]`, logits.
-        label: `[pair]`, P(first is better): 0, 1, or a vote share between.
-
-    Returns:
-        `(T, at_bound)`: T within [0.05, 50]; `at_bound` says that the optimum lies outside (all pairs right: T -> 0; no
-        better than chance: T -> infinity).
-
-    Raises:
-        BadInput: no pairs, different lengths, or gaps that are not finite.
-
-    Example:
-        >>> T, at_bound = fit_temperature([2.0, 2.0, 2.0, 2.0], [1, 1, 1, 0])  # says .88, is right .75 of the time
-        >>> round(T, 4), at_bound  # 2 / log(3)
-        (1.8205, False)
-
-    Source: Guo et al., ICML 2017.
-    """
-    g, y = np.asarray(gap, dtype=np.float64), np.asarray(label, dtype=np.float64)
-    if g.ndim != 1 or g.shape != y.shape or not len(g) or not np.isfinite(g).all():
-        raise BadInput(f"gap {g.shape} and label {y.shape}: a temperature needs one finite gap and one label per pair")
-
-    def too_cold(temperature: float) -> bool:
-        return float(np.mean(g * (y - sigmoid(g / temperature)))) < 0
-
-    low, high = TEMPERATURE_BOUNDS
-    if not too_cold(low):
-        return low, True
-    if too_cold(high):
-        return high, True
-    while high / low > 1 + 1e-12:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if too_cold(middle) else (low, middle)
-    return math.sqrt(low * high), False

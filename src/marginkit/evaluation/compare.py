@@ -4,19 +4,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.bootstrap import estimate_mean
-from marginkit.evaluation.metrics import Evaluation, PairColumns, read_tables
+from marginkit.evaluation.metrics import MORE_BINS, Evaluation
+from marginkit.evaluation.pair_columns import PairColumns, read_tables
+from marginkit.evaluation.questions import Questions
 from marginkit.records import Estimate
 from marginkit.tables import Scores
 
 _KEY = ["group", "chosen", "rejected"]
 _WORDS = {"nll": "NLL", "brier": "Brier score", "accuracy": "accuracy", "prob_error": "distance from the target"}
+
+
+@dataclass(frozen=True, slots=True)
+class McNemar:
+    """The pairs on which one model is right and the other wrong, and whether they favour one of the two.
+
+    Args:
+        only_first: pairs that only the first model has right.
+        only_second: pairs that only the second has right.
+        p: two-sided exact p-value.
+        mid_p: the mid-p value: less cautious, and still rarely too small.
+    """
+
+    only_first: int
+    only_second: int
+    p: float
+    mid_p: float
+
+
+def mcnemar(only_first: int, only_second: int) -> McNemar:
+    """McNemar's test: of n discordant pairs, is either model right on more than a fair coin would give?
+
+    `p = 2 P(X <= min)`, at most 1, X ~ Binomial(n, 1/2); `mid_p = p - P(X = min)`, and `1 - P(X = min) / 2` where both
+    counts are equal. Pairs count as independent: where prompts have several pairs the interval of the difference in
+    accuracy, over clusters, is the one to believe.
+
+    Args:
+        only_first: pairs that only the first model has right.
+        only_second: pairs that only the second has right.
+
+    Returns:
+        The counts and both p-values; 1 where no pair is discordant.
+
+    Example:
+        >>> found = mcnemar(1, 7)
+        >>> round(found.p, 4), round(found.mid_p, 4)
+        (0.0703, 0.0391)
+
+    Source: McNemar 1947; mid-p as Fagerland, Lydersen and Laake, BMC Medical Research Methodology 13:91 (2013).
+    """
+    from scipy.special import bdtr
+
+    fewer, n = min(only_first, only_second), only_first + only_second
+    if not n:
+        return McNemar(only_first, only_second, 1.0, 1.0)
+    upto = float(bdtr(fewer, n, 0.5))
+    at = upto - (float(bdtr(fewer - 1, n, 0.5)) if fewer else 0.0)
+    equal = only_first == only_second
+    p = 1.0 if equal else min(1.0, 2 * upto)
+    return McNemar(only_first, only_second, p, 1 - at / 2 if equal else p - at)
+
+
+class Comparison(dict[str, Estimate]):
+    """Paired differences by name, with McNemar's test of the accuracy.
+
+    Args:
+        differences: name -> difference.
+        mcnemar: None where every pair is a tie.
+
+    Example:
+        >>> Comparison({}, mcnemar(3, 5)).mcnemar.only_second
+        5
+    """
+
+    def __init__(self, differences: Mapping[str, Estimate], mcnemar: McNemar | None = None) -> None:
+        super().__init__(differences)
+        self.mcnemar = mcnemar
+
+    def to_json(self) -> dict[str, Any]:
+        """`{name: {"value", "low", "high", "n", "clusters"}, ..., "mcnemar": {...} or None}`; no NaN."""
+        test = None if self.mcnemar is None else asdict(self.mcnemar)
+        return {**{name: found.to_json() for name, found in self.items()}, "mcnemar": test}
 
 
 def compare(
@@ -25,7 +100,7 @@ def compare(
     *,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Estimate]:
+) -> Comparison:
     """Paired differences between two models on the same pairs: `mean over pairs of a's value - b's value`.
 
     The headline is the difference in NLL (nats) and Brier score, proper scores that reward calibration and accuracy
@@ -39,7 +114,7 @@ def compare(
 
     Returns:
         `nll`, `brier`, `accuracy`, and `prob_error` where both have a target gap: each a - b with a 95% interval over
-        clusters. Negative is better for a, except in accuracy.
+        clusters. Negative is better for a, except in accuracy. With McNemar's test on the discordant pairs.
 
     Raises:
         BadInput: the pairs (group, chosen, rejected) or their labels are not the same.
@@ -59,24 +134,25 @@ def compare(
     first, second = _sorted_pairs(a), _sorted_pairs(b)
     if not len(first) or not len(second):
         raise BadInput("there are no pairs to compare: score both models on groups that have pairs")
-    keys, others = (list(zip(*(t[name].to_pylist() for name in _KEY), strict=True)) for t in (first, second))
-    if keys != others:
-        unshared = sorted(set(keys) ^ set(others))
+    if not all(first[name].equals(second[name]) for name in _KEY):
+        keys, others = (set(zip(*(t[name].to_pylist() for name in _KEY), strict=True)) for t in (first, second))
+        unshared = sorted(keys ^ others)
         where = f"{len(unshared)} pairs are in one only, first {unshared[0]}" if unshared else "repeated pairs differ"
         raise BadInput(f"the two tables hold different pairs ({where}): score both models on the same groups")
     left, right = PairColumns.read(first), PairColumns.read(second)
     differ = (left.tie != right.tie) | ~np.isclose(left.label, right.label, rtol=0, atol=1e-9, equal_nan=True)
     if differ.any():
-        group = keys[int(differ.argmax())][0]
+        group = first["group"][int(differ.argmax())].as_py()
         raise BadInput(f"group {group}: the labels differ in {int(differ.sum())} pairs: use the same feedback for both")
     ours, theirs = left.values(), right.values()
-    found = {}
+    asked = Questions(left.cluster, resamples=resamples, seed=seed)
     for name in _WORDS:
         difference = ours[name] - theirs[name]
-        here = ~np.isnan(difference)
-        if here.any():
-            found[name] = estimate_mean(difference[here], left.cluster[here], resamples=resamples, seed=seed)
-    return found
+        if not np.isnan(difference).all():
+            asked.mean(name, difference)
+    right_by = ours["accuracy"][~left.tie] - theirs["accuracy"][~left.tie]
+    test = mcnemar(int((right_by > 0).sum()), int((right_by < 0).sum())) if len(right_by) else None
+    return Comparison(asked.answers(), test)
 
 
 def _sorted_pairs(scores: Scores | pa.Table | str | Path) -> pa.Table:
@@ -128,12 +204,17 @@ _ROWS = {
     "nll": "NLL (nats a pair)",
     "brier": "Brier score",
     "ece": "calibration error (ECE)",
-    "ece_debiased": "ECE without the sample's noise",
     "ece_floor": "ECE of a calibrated model (noise floor)",
+    "ece_debiased": "ECE without the sample's noise",
+    "ece_15": f"ECE with {MORE_BINS} bins",
+    "ece_adaptive": "ECE over groups of equal count",
+    "mce": "largest gap of a bin (MCE)",
     "ece_majority": "ECE against the majority label",
     "temperature": "best temperature",
     "nll_at_temperature": "NLL at that temperature",
     "ece_at_temperature": "ECE at that temperature",
+    "grade_correlation": "rank correlation of gap and grade gap",
+    "tie_auc": "ties have the smaller gaps",
     "gap_correlation": "rank correlation of gap and target gap",
     "gap_slope": "slope of gap on target gap",
     "prob_error": "distance from the target probability",
@@ -147,6 +228,9 @@ _ROWS = {
 def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """An evaluation as the rows of a table: name, value with interval, remark.
 
+    Floors of further errors are told in their remarks; the ECE against the majority label only where labels are shares
+    and the two differ. `Evaluation.to_json` has everything.
+
     Args:
         evaluation: what `evaluate` returned.
 
@@ -157,12 +241,24 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         >>> rows(Evaluation({"accuracy": Estimate(0.75, 0.5, 1.0, 8, 0)}, {"ties_left_out": 2, "equal_rewards": 0}))
         [('accuracy', '0.750 [0.500, 1.000]', '8 pairs, interval over pairs (too few clusters); 2 ties left out')]
     """
-    return [(_ROWS[name], str(evaluation[name]), _remark(name, evaluation)) for name in _ROWS if name in evaluation]
+    told = evaluation.verdict
+    values = {name: str(found) for name, found in evaluation.items() if _tells(name, evaluation)}
+    if "mce" in told:
+        values["mce"] = f"{told['mce']:.3f}"
+    return [(_ROWS[name], values[name], _remark(name, evaluation)) for name in _ROWS if name in values]
+
+
+def _tells(name: str, evaluation: Evaluation) -> bool:
+    """Whether a number says more than the ones beside it."""
+    return name != "ece_majority" or evaluation.verdict.get("labels") != "hard"
 
 
 def _remark(name: str, evaluation: Evaluation) -> str:
     """What a reader should know beside the number."""
-    found, counts, told = evaluation[name], evaluation.counts, evaluation.verdict
+    counts, told = evaluation.counts, evaluation.verdict
+    if name == "mce":
+        return f"up to {told['mce_floor']:.3f} a calibrated model shows it too"
+    found = evaluation[name]
     if name == "accuracy":
         over = f"{found.clusters} clusters" if found.clusters else "interval over pairs (too few clusters)"
         remarks = [f"{found.n} pairs, {over}" if found.n else "every pair is a tie"]
@@ -173,13 +269,20 @@ def _remark(name: str, evaluation: Evaluation) -> str:
         return "; ".join(remarks)
     if name == "nll" and counts.get("no_probability"):
         return f"{counts['no_probability']} ties without an observed probability left out"
+    if name == "brier" and evaluation.brier_parts is not None:
+        parts = evaluation.brier_parts
+        plain = "a coin" if told.get("form") == "symmetric" else "one confidence for all pairs"
+        return f"{parts.reliability:.3f} of it miscalibration; {plain} would score {parts.uncertainty:.3f}"
     if name == "ece" and "calibrated" in told:
         if told["calibrated"] is None:
             return f"{found.n} pairs are too few to say whether it is calibrated"
         side = "inside" if told["inside_floor"] else "above"
         judged = "calibrated" if told["calibrated"] else "not calibrated"
         still = ", but its interval leaves out 0" if told["inside_floor"] and not told["calibrated"] else ""
-        return f"{side} the noise floor {told['floor']:.3f}{still}: {judged}"
+        return f"{_bins(told)}{side} the noise floor {told['floor']:.3f}{still}: {judged}"
+    if name in ("ece_15", "ece_adaptive") and f"{name}_floor" in evaluation:
+        floor = evaluation[f"{name}_floor"].high
+        return f"{'inside' if found.value <= floor else 'above'} its noise floor {floor:.3f}"
     if name == "ece_floor" and told.get("labels") == "soft":
         return "an upper bound: labels are shares, the floor is drawn with single votes"
     if name == "temperature" and told.get("temperature"):
@@ -189,4 +292,12 @@ def _remark(name: str, evaluation: Evaluation) -> str:
         return f"{told['temperature']}{bound}; {sense if clear else 'no sign of over- or underconfidence'}"
     if name == "length_baseline" and told.get("length_unit"):
         return f"length in {told['length_unit']}"
+    if name == "tie_auc":
+        return f"0.5 tells nothing, 1 tells all; {counts.get('ties_left_out', 0)} ties"
     return ""
+
+
+def _bins(told: Mapping[str, Any]) -> str:
+    """How the calibration error was cut."""
+    symmetric = ", from both sides" if told.get("form") == "symmetric" else ""
+    return f"{told['bins']} bins{symmetric}; " if "bins" in told else ""

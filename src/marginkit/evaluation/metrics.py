@@ -4,45 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.bootstrap import (
-    Array,
-    Codes,
-    Statistic,
-    cluster_bootstrap,
-    estimate,
-    estimate_mean,
-    rank_correlation,
-    slope_through_zero,
-)
-from marginkit.evaluation.calibration import (
-    TEMPERATURE_BOUNDS,
-    ReliabilityBin,
-    debiased_statistic,
-    ece_statistic,
-    fit_temperature,
-    noise_floor,
-    reliability,
-    sigmoid,
-)
+from marginkit.evaluation.bootstrap import Array, Codes, estimate, estimate_mean, of_sums, slope_through_zero
+from marginkit.evaluation.brier import BrierParts, brier_parts
+from marginkit.evaluation.calibration import Form, ReliabilityBin, maximum_calibration_error, reliability, sigmoid
+from marginkit.evaluation.calibrators import fit_temperature, temperature_statistic
+from marginkit.evaluation.noise import noise_floor
+from marginkit.evaluation.pair_columns import PairColumns, cluster_codes, numbers, read_tables
+from marginkit.evaluation.questions import Mask, Questions
+from marginkit.evaluation.ranks import area_under_curve, rank_correlation
 from marginkit.records import Estimate
 from marginkit.tables import Scores
 
-Mask = npt.NDArray[np.bool_]
-
-
 FEW = 20
 """Labelled pairs below which nothing is said about calibration."""
+MORE_BINS = 15
+"""The second common choice of bins; every evaluation has the ECE at both."""
 
 
 class Evaluation(dict[str, Estimate]):
@@ -53,6 +37,7 @@ class Evaluation(dict[str, Estimate]):
         counts: pairs read and left out, by reason.
         reliability: the bins of the reliability diagram.
         verdict: what the calibration comes to, and how the numbers were made.
+        brier_parts: what the Brier score is made of; None without labels.
 
     Example:
         >>> Evaluation({"accuracy": Estimate(0.75, 0.5, 1.0, 8, 0)})["accuracy"].value
@@ -65,101 +50,32 @@ class Evaluation(dict[str, Estimate]):
         counts: Mapping[str, int] | None = None,
         reliability: list[ReliabilityBin] | None = None,
         verdict: Mapping[str, Any] | None = None,
+        brier_parts: BrierParts | None = None,
     ) -> None:
         super().__init__(estimates)
         self.counts = dict(counts or {})
         self.reliability = list(reliability or [])
         self.verdict = dict(verdict or {})
+        self.brier_parts = brier_parts
 
     def to_json(self) -> dict[str, Any]:
-        """`{name: {"value", "low", "high", "n", "clusters"}, ..., "counts", "reliability", "verdict"}`; no NaN."""
+        """`{name: {"value", "low", "high", "n", "clusters"}, ..., "counts", "reliability", "verdict", ...}`; no NaN."""
         return {
             **{name: found.to_json() for name, found in self.items()},
             "counts": self.counts,
             "reliability": [asdict(row) for row in self.reliability],
             "verdict": self.verdict,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class PairColumns:
-    """The pairs table as arrays, checked; absent numbers are NaN.
-
-    Args:
-        gap: `[pair]`, logits.
-        label: `[pair]`, P(chosen is better): as observed, else 1, and NaN for a tie without an observed probability.
-        observed: `[pair]`, the observed probability alone.
-        target_gap: `[pair]`, logits.
-        tie: `[pair]`.
-        longer: `[pair]`, 1 if chosen is longer, 1/2 if equal, 0 if shorter.
-        length_unit: what `longer` compares: tokens, or chars where a token count is missing.
-        cluster: `[pair]`, codes.
-    """
-
-    gap: Array
-    label: Array
-    observed: Array
-    target_gap: Array
-    tie: Mask
-    longer: Array
-    length_unit: str
-    cluster: Codes
-
-    @classmethod
-    def read(cls, pairs: pa.Table) -> PairColumns:
-        """Check a table in `PAIRS_SCHEMA` and take what evaluation needs.
-
-        Raises:
-            BadInput: a column is missing, a reward or gap is not finite, or a label is outside [0, 1].
-        """
-        needed = {"group", "cluster", "reward_chosen", "reward_rejected", "gap", "label_prob", "target_gap", "tie"}
-        if missing := sorted(needed - set(pairs.column_names)):
-            raise BadInput(f"the pairs table lacks {', '.join(missing)}: pass what `score` wrote")
-
-        def refuse(bad: Mask, rule: str) -> None:
-            if bad.any():
-                group = pairs["group"][int(bad.argmax())].as_py()
-                raise BadInput(f"group {group}: {rule} ({int(bad.sum())} of {len(bad)} pairs)")
-
-        for name in ("reward_chosen", "reward_rejected", "gap"):
-            refuse(~np.isfinite(_numbers(pairs, name)), f"{name} is not a finite number; score it again or drop it")
-        observed, gap = _numbers(pairs, "label_prob"), _numbers(pairs, "gap")
-        refuse((observed < 0) | (observed > 1), "label_prob is outside [0, 1]")
-        target_gap = _numbers(pairs, "target_gap")
-        tie = pc.fill_null(pairs["tie"], False).to_numpy().astype(bool)
-        longer, unit = np.full(len(gap), np.nan), ""
-        for name, column in (("tokens", "length"), ("chars", "chars")):
-            if {f"{column}_chosen", f"{column}_rejected"} <= set(pairs.column_names) and not unit:
-                difference = _numbers(pairs, f"{column}_chosen") - _numbers(pairs, f"{column}_rejected")
-                if not np.isnan(difference).any():
-                    longer, unit = 0.5 + 0.5 * np.sign(difference), name
-        return cls(
-            gap=gap,
-            label=np.where(np.isnan(observed), np.where(tie, np.nan, 1.0), observed),
-            observed=observed,
-            target_gap=np.where(np.isfinite(target_gap), target_gap, np.nan),
-            tie=tie,
-            longer=longer,
-            length_unit=unit,
-            cluster=_clusters(pairs),
-        )
-
-    def values(self, temperature: float = 1.0) -> dict[str, Array]:
-        """What each pair adds to every mean, `{name: [pair]}`; NaN where a pair has no part in it."""
-        gap = self.gap / temperature
-        prob = sigmoid(gap)
-        return {
-            "accuracy": np.where(self.tie, np.nan, self.gap > 0),
-            "nll": self.label * np.logaddexp(0, -gap) + (1 - self.label) * np.logaddexp(0, gap),
-            "brier": (self.label - prob) ** 2,
-            "length_baseline": np.where(self.tie, np.nan, self.longer),
-            "prob_error": np.abs(prob - sigmoid(self.target_gap)),
-            "prob_error_label": np.abs(prob - self.observed),
+            "brier_parts": None if self.brier_parts is None else asdict(self.brier_parts),
         }
 
 
 def evaluate(
-    scores: Scores | pa.Table | str | Path, *, bins: int = 10, resamples: int = 1000, seed: int = 0
+    scores: Scores | pa.Table | str | Path,
+    *,
+    bins: int = 10,
+    form: Form = "confidence",
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Evaluation:
     """Everything the tables say of a model, each number with a 95% interval over clusters.
 
@@ -172,19 +88,27 @@ def evaluate(
     | name | what |
     |---|---|
     | `accuracy`, `nll`, `brier`, `ece` | as above; `ece` is the plug-in, with the interval of `ece_debiased` |
+    | `ece_15`, `ece_adaptive` | the same with 15 bins on [0, 1]; over `bins` groups of equal count |
     | `ece_majority` | ECE against the majority label; labels of 1/2 are left out |
-    | `ece_floor` | what a calibrated model would show: mean, with the 5% and 95% quantiles as its interval |
+    | `ece_floor`, `ece_15_floor`, `ece_adaptive_floor` | what a calibrated model shows: mean, 5% and 95% quantile |
     | `ece_debiased` | `debiased_ece` |
     | `temperature`, `nll_at_temperature`, `ece_at_temperature` | fitted on these same pairs (in-sample) |
     | `length_baseline` | accuracy of "the longer one is better"; equal lengths count one half |
+    | `grade_correlation` | Spearman's correlation of gap and grade gap |
+    | `tie_auc` | chance that a pair that is no tie has the larger gap, of either sign, than one that is |
     | `gap_correlation`, `gap_slope` | Spearman's correlation of gap and target gap; least-squares slope through 0 |
     | `prob_error`, `prob_error_label` | mean distance of q from sigmoid(target gap), from the observed probability |
     | `reward_std` | standard deviation of the rewards of all responses, logits |
     | `nll_per_token`, `perplexity` | instead of all that where there are no pairs (SFT) |
 
+    `verdict` adds `mce`, the largest gap of a bin, and `mce_floor`, up to which it is noise; `brier_parts` the
+    decomposition. Calibrated on a split of its own: `calibrate`. By slice: `slice_table`; by size of the grade gap:
+    `by_gap`.
+
     Args:
         scores: what `score` gave, its pairs table alone, or the folder or Parquet file they were saved to.
         bins: of the calibration errors, on [0, 1].
+        form: of the calibration errors: `confidence`, or `symmetric`, where each pair counts from both sides.
         resamples: of the bootstrap.
         seed: of the bootstrap and the noise floor.
 
@@ -213,25 +137,30 @@ def evaluate(
         return _evaluate_responses(responses, draw)
     pairs = PairColumns.read(table)
     values = pairs.values()
-    found = {name: _mean(values[name], pairs.cluster, draw) for name in ("accuracy", "nll", "brier")}
+    asked = Questions(pairs.cluster, resamples=resamples, seed=seed)
+    for name in ("accuracy", "nll", "brier"):
+        asked.mean(name, values[name])
     labelled = ~np.isnan(pairs.label)
-    verdict: dict[str, Any] = {}
-    diagram: list[ReliabilityBin] = []
-    if labelled.any():
-        gap, label, cluster = pairs.gap[labelled], pairs.label[labelled], pairs.cluster[labelled]
-        calibration, verdict = _calibration(gap, label, cluster, bins, draw)
-        found |= calibration
-        cooled = pairs.values(found["temperature"].value)["nll"]
-        found["nll_at_temperature"] = _mean(cooled, pairs.cluster, draw)
-        diagram = reliability(sigmoid(gap), label, bins, cluster)
+    gap, label, cluster = pairs.gap[labelled], pairs.label[labelled], pairs.cluster[labelled]
+    temperature, at_bound = fit_temperature(gap, label) if len(gap) else (math.nan, True)
+    if len(gap):
+        _ask_calibration(asked, pairs, labelled, temperature, bins, form)
     for name in ("length_baseline", "prob_error", "prob_error_label"):
         if not np.isnan(values[name]).all():
-            found[name] = _mean(values[name], pairs.cluster, draw)
-    targeted = ~np.isnan(pairs.target_gap)
-    if targeted.any():
-        gap, target, cluster = pairs.gap[targeted], pairs.target_gap[targeted], pairs.cluster[targeted]
-        found["gap_correlation"] = estimate(rank_correlation(gap, target), cluster, **draw)
-        found["gap_slope"] = estimate(slope_through_zero(gap, target), cluster, **draw)
+            asked.mean(name, values[name])
+    _ask_gaps(asked, pairs)
+    found = asked.answers()
+    verdict: dict[str, Any] = {}
+    diagram: list[ReliabilityBin] = []
+    parts = None
+    if len(gap):
+        if at_bound:
+            found["temperature"] = Estimate(temperature, math.nan, math.nan, len(gap), found["ece"].clusters)
+        prob = sigmoid(gap)
+        floors, verdict = _floors_and_verdict(found, prob, label, at_bound, bins, form, seed)
+        found = _floors_beside(found, floors)
+        diagram = reliability(prob, label, bins, cluster)
+        parts = brier_parts(prob, label, bins, form=form)
     if responses is not None and len(responses):
         found |= _reward_std(responses, draw)
     counts = {
@@ -240,125 +169,109 @@ def evaluate(
         "equal_rewards": int((~pairs.tie & (pairs.gap == 0)).sum()),
         "no_probability": int((~labelled).sum()),
     }
-    return Evaluation(found, counts, diagram, verdict | {"length_unit": pairs.length_unit or None})
+    return Evaluation(found, counts, diagram, verdict | {"length_unit": pairs.length_unit or None}, parts)
 
 
-def read_tables(scores: Scores | pa.Table | str | Path) -> tuple[pa.Table | None, pa.Table]:
-    """Responses and pairs of whatever was handed in."""
-    if isinstance(scores, (str, Path)):
-        path = Path(scores)
-        if not (path if path.is_file() else path / "pairs.parquet").is_file():
-            raise BadInput(f"{path}: neither a Parquet file nor a folder with pairs.parquet; pass what `score` wrote")
-        try:
-            scores = pq.read_table(path) if path.is_file() else Scores.load(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BadInput(f"{path}: not readable as Parquet ({error})".splitlines()[0]) from error
-    return (scores.responses, scores.pairs) if isinstance(scores, Scores) else (None, scores)
-
-
-def _numbers(table: pa.Table, name: str) -> Array:
-    """A column as floats, null as NaN."""
-    return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
-
-
-def _clusters(table: pa.Table) -> Codes:
-    """Clusters as codes; a row without one is its group's."""
-    names = pc.coalesce(table["cluster"], table["group"]).to_numpy().astype(str)
-    return np.unique(names, return_inverse=True)[1]
-
-
-def _mean(values: Array, clusters: Codes, draw: Mapping[str, int]) -> Estimate:
-    """Mean over the rows that have a value."""
-    here = ~np.isnan(values)
-    return estimate_mean(values[here], clusters[here], **draw)
-
-
-def _calibration(
-    gap: Array, label: Array, cluster: Codes, bins: int, draw: Mapping[str, int]
-) -> tuple[dict[str, Estimate], dict[str, Any]]:
-    """The calibration errors and temperature of labelled pairs, and what they come to."""
+def _ask_calibration(
+    asked: Questions, pairs: PairColumns, here: Mask, temperature: float, bins: int, form: Form
+) -> None:
+    """The calibration errors and temperature of labelled pairs."""
+    gap, label = pairs.gap[here], pairs.label[here]
     prob = sigmoid(gap)
     decided = label != 0.5
-    temperature, at_bound = fit_temperature(gap, label)
-    found = {
-        "ece": _ece(prob, label, cluster, bins, draw),
-        "ece_majority": _ece(prob[decided], (label > 0.5)[decided], cluster[decided], bins, draw),
-        "ece_debiased": estimate(debiased_statistic(prob, label, bins, cluster), cluster, **draw),
-        "ece_at_temperature": _ece(sigmoid(gap / temperature), label, cluster, bins, draw),
+    asked.ece("ece", prob, label, here, bins=bins, form=form, debiased="ece_debiased")
+    asked.ece("ece_15", prob, label, here, bins=MORE_BINS, form=form)
+    asked.ece("ece_adaptive", prob, label, here, bins=bins, form=form, adaptive=True)
+    majority = here.copy()
+    majority[here] = decided
+    asked.ece("ece_majority", prob[decided], (label > 0.5)[decided].astype(float), majority, bins=bins, form=form)
+    asked.ask("temperature", temperature_statistic(gap, label, temperature), here)
+    asked.mean("nll_at_temperature", pairs.values(temperature)["nll"])
+    asked.ece("ece_at_temperature", sigmoid(gap / temperature), label, here, bins=bins, form=form)
+
+
+def _ask_gaps(asked: Questions, pairs: PairColumns) -> None:
+    """How gaps follow what was said of how far apart the two are."""
+    graded, targeted = ~np.isnan(pairs.grade_gap), ~np.isnan(pairs.target_gap)
+    if graded.any() and np.ptp(pairs.grade_gap[graded]) > 0:
+        asked.ask("grade_correlation", rank_correlation(pairs.gap[graded], pairs.grade_gap[graded]), graded)
+    if pairs.tie.any() and not pairs.tie.all():
+        asked.ask("tie_auc", area_under_curve(np.abs(pairs.gap), ~pairs.tie), np.ones_like(pairs.tie))
+    if targeted.any():
+        gap, target = pairs.gap[targeted], pairs.target_gap[targeted]
+        asked.ask("gap_correlation", rank_correlation(gap, target), targeted)
+        asked.ask("gap_slope", slope_through_zero(gap, target), targeted)
+
+
+def _floors_and_verdict(
+    found: Mapping[str, Estimate], prob: Array, label: Array, at_bound: bool, bins: int, form: Form, seed: int
+) -> tuple[dict[str, Estimate], dict[str, Any]]:
+    """What a calibrated model would show, and what the calibration comes to."""
+    floor = noise_floor(prob, bins, form=form, seed=seed)
+    others = {
+        "ece_15_floor": noise_floor(prob, MORE_BINS, form=form, seed=seed),
+        "ece_adaptive_floor": noise_floor(prob, bins, form=form, adaptive=True, seed=seed),
     }
-    floor = noise_floor(prob, bins, seed=draw["seed"])
-    found["ece_floor"] = Estimate(floor.mean, floor.low, floor.high, len(gap), 0)
-    low, high = math.nan, math.nan
-    if not at_bound and len(gap) > 1:
-        low, high = cluster_bootstrap(_one_step_temperature(gap, label, temperature), cluster, **draw)
-    found["temperature"] = Estimate(temperature, low, high, len(gap), found["ece"].clusters)
+    floors = {
+        name: Estimate(one.mean, one.low, one.high, len(prob), 0)
+        for name, one in {"ece_floor": floor, **others}.items()
+    }
     soft = bool(((label > 0) & (label < 1)).any())
     inside = found["ece"].value <= floor.high
     # The floor of single outcomes is too high for vote shares: there the debiased value must reach 0 as well.
-    calibrated = None if len(gap) < FEW else inside and not (soft and found["ece_debiased"].low > 0)
-    return found, {
+    calibrated = None if len(prob) < FEW else inside and not (soft and found["ece_debiased"].low > 0)
+    return floors, {
         "calibrated": calibrated,
         "inside_floor": inside,
         "floor": floor.high,
+        "bins": bins,
+        "form": form,
+        "mce": maximum_calibration_error(prob, label, bins, form=form),
+        "mce_floor": floor.largest,
         "labels": "soft" if soft else "hard",
         "temperature": "in-sample",
         "temperature_at_bound": at_bound,
     }
 
 
-def _ece(prob: Array, label: npt.ArrayLike, cluster: Codes, bins: int, draw: Mapping[str, int]) -> Estimate:
-    """Plug-in ECE with the debiased one's interval, widened to hold the value.
-
-    The plug-in's own percentiles miss a true ECE of 0 every time: each resample adds noise to the sample's.
-    """
-    if not len(prob):
-        return Estimate(math.nan, math.nan, math.nan, 0, 0)
-    value = float(ece_statistic(prob, label, bins)(np.ones((1, len(prob))))[0])
-    around = estimate(debiased_statistic(prob, label, bins, cluster), cluster, **draw)
-    return Estimate(value, min(around.low, value), max(around.high, value), len(prob), around.clusters)
-
-
-def _one_step_temperature(gap: Array, label: Array, temperature: float) -> Statistic:
-    """T on resamples, by one Newton step in 1 / T from the full sample's."""
-    prob = sigmoid(gap / temperature)
-    sums = np.stack([gap * (label - prob), gap * gap * prob * (1 - prob)], axis=1)
-
-    def statistic(weights: Array) -> Array:
-        score, curvature = (weights @ sums).T
-        inverse = 1 / temperature + score / curvature
-        return np.asarray(1 / np.clip(inverse, 1 / TEMPERATURE_BOUNDS[1], 1 / TEMPERATURE_BOUNDS[0]))
-
-    return statistic
+def _floors_beside(found: Mapping[str, Estimate], floors: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Each floor right after the error it belongs to."""
+    ordered: dict[str, Estimate] = {}
+    for name, value in found.items():
+        ordered[name] = value
+        if f"{name}_floor" in floors:
+            ordered[f"{name}_floor"] = floors[f"{name}_floor"]
+    return ordered
 
 
 def _reward_std(responses: pa.Table, draw: Mapping[str, int]) -> dict[str, Estimate]:
     """Standard deviation of the rewards of all responses."""
-    reward, cluster = _numbers(responses, "reward"), _clusters(responses)
+    reward, cluster = numbers(responses, "reward"), cluster_codes(responses)
     here = np.isfinite(reward)
     if not here.any():
         return {}
     x = reward[here] - reward[here].mean()
-    moments = np.stack([x, x * x], axis=1)
 
-    def statistic(weights: Array) -> Array:
-        mean, square = (weights @ moments / weights.sum(1, keepdims=True)).T
+    def value(total: Array) -> Array:
+        mean, square = total[..., 0] / total[..., 2], total[..., 1] / total[..., 2]
         return np.asarray(np.sqrt(np.maximum(square - mean * mean, 0)))
 
-    return {"reward_std": estimate(statistic, cluster[here], **draw)}
+    return {"reward_std": estimate(of_sums(value, x, x * x, np.ones_like(x)), cluster[here], **draw)}
 
 
 def _evaluate_responses(responses: pa.Table | None, draw: Mapping[str, int]) -> Evaluation:
     """Nats per token and perplexity, for scores without pairs."""
     if responses is None or not len(responses):
         raise BadInput("there is nothing to evaluate: the tables have no rows")
-    logp, length = _numbers(responses, "logp"), _numbers(responses, "length")
+    logp, length = numbers(responses, "logp"), numbers(responses, "length")
     here = ~np.isnan(logp) & (length > 0)
     if not here.any():
         raise BadInput("there are no pairs, and no response has both logp and length: score pairs or a policy")
     bad = here & ~np.isfinite(logp)
     if bad.any():
         raise BadInput(f"group {responses['group'][int(bad.argmax())].as_py()}: logp is not a finite number")
-    nll = estimate_mean(-logp[here] / length[here], _clusters(responses)[here], length[here], **draw)
+    cluster: Codes = cluster_codes(responses)[here]
+    nll = estimate_mean(-logp[here] / length[here], cluster, length[here], **draw)
     perplexity = Estimate(math.exp(nll.value), math.exp(nll.low), math.exp(nll.high), nll.n, nll.clusters)
     counts = {"responses": len(responses), "without_logp": int((~here).sum())}
     return Evaluation({"nll_per_token": nll, "perplexity": perplexity} | _reward_std(responses, draw), counts)
