@@ -6,7 +6,6 @@ import pytest
 from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import replicates
 from marginkit.evaluation.calibration import (
-    adaptive_calibration_error,
     confidence_form,
     ece_statistic,
     expected_calibration_error,
