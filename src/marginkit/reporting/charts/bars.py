@@ -1,0 +1,83 @@
+"""One bar a name, and how often values fall into bins."""
+
+from __future__ import annotations
+
+import math
+
+from markupsafe import Markup
+
+from marginkit.reporting.blocks import Bars, Histogram
+from marginkit.reporting.charts.frame import LOOKS, Frame, drawing, legend, whisker
+from marginkit.reporting.elements import tag
+from marginkit.reporting.numbers import number, spread, ticks
+
+_LONGEST_NAME = 11
+
+
+def draw_bars(figure: Bars, *, title: str, words: str, mark: str) -> tuple[Markup, None]:
+    """Upright bars from 0 with intervals; names under them, shortened where they do not fit."""
+    values = [value for value in figure.values if math.isfinite(value)]
+    if not values:
+        return tag("p", "There is nothing to draw yet.", class_="empty"), None
+    edges = [*(figure.low or ()), *(figure.high or ()), *([figure.reference[0]] if figure.reference else [])]
+    y_range = spread([*values, *edges], zero=True)
+    frame = Frame((0, len(figure.labels)), y_range, y_label=figure.y_label)
+    parts = [frame.axes([], ticks(*y_range))]
+    room = (frame.right - frame.left) / len(figure.labels)
+    longest = max(4, min(_LONGEST_NAME + 4, int(room / 6.2)))
+    for at, (name, value) in enumerate(zip(figure.labels, figure.values, strict=True)):
+        middle = frame.x(at + 0.5)
+        if math.isfinite(value):
+            top, foot = sorted((frame.y(value), frame.y(0)))
+            hint = tag("title", f"{name}: {number(value)}")
+            width = min(0.62 * room, 46)
+            parts.append(
+                tag("rect", hint, class_="bar", x=middle - width / 2, y=top, width=width, height=max(foot - top, 0.5))
+            )
+        if figure.low is not None and figure.high is not None and math.isfinite(figure.low[at] + figure.high[at]):
+            parts.append(whisker(5, middle, frame.y(figure.low[at]), frame.y(figure.high[at])))
+        short = name if len(name) <= longest else name[: longest - 1] + "…"
+        parts.append(
+            tag("text", tag("title", name), short, class_="tick", x=middle, y=frame.bottom + 15, text_anchor="middle")
+        )
+    if figure.reference is not None:
+        value, name = figure.reference
+        at_y = frame.y(value)
+        parts.append(tag("line", class_="ideal", x1=frame.left, x2=frame.right, y1=at_y, y2=at_y))
+        parts.append(tag("text", name, class_="tick", x=frame.right, y=at_y - 4, text_anchor="end"))
+    return drawing(*parts, title=title, words=words, mark=mark), None
+
+
+def draw_histogram(figure: Histogram, *, title: str, words: str, mark: str) -> tuple[Markup, Markup | None]:
+    """Bars side by side for one thing, steps for several."""
+    edges, several = list(figure.edges), len(figure.counts) > 1
+    most = max((count for _, counts in figure.counts for count in counts), default=0)
+    if not most:
+        return tag("p", "There is nothing to count.", class_="empty"), None
+    frame = Frame((edges[0], edges[-1]), (0, most * 1.05), figure.x_label, "count")
+    parts = [frame.axes(ticks(edges[0], edges[-1]), ticks(0, most * 1.05))]
+    for which, (name, counts) in enumerate(figure.counts):
+        if several:
+            steps = f"M{frame.x(edges[0]):.1f} {frame.y(0):.1f}" + "".join(
+                f"V{frame.y(count):.1f}H{frame.x(right):.1f}" for count, right in zip(counts, edges[1:], strict=True)
+            )
+            parts.append(tag("path", class_=f"l c{which % LOOKS}", d=f"{steps}V{frame.y(0):.1f}"))
+            continue
+        for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
+            hint = tag("title", f"{name + ': ' if name else ''}{count:,} from {number(left)} to {number(right)}")
+            x, width = frame.x(left), frame.x(right) - frame.x(left)
+            height = frame.y(0) - frame.y(count)
+            if count:
+                parts.append(
+                    tag(
+                        "rect",
+                        hint,
+                        class_="bar",
+                        x=x + 0.5,
+                        y=frame.y(count),
+                        width=max(width - 1, 0.5),
+                        height=height,
+                    )
+                )
+    picture = drawing(*parts, title=title, words=words, mark=mark)
+    return picture, legend([(name, False) for name, _ in figure.counts]) if several else None

@@ -1,0 +1,81 @@
+"""Curves over one axis."""
+
+from __future__ import annotations
+
+import math
+
+from markupsafe import Markup
+
+from marginkit.reporting.blocks import Lines, Series
+from marginkit.reporting.charts.frame import LOOKS, Frame, drawing, legend, marker, route
+from marginkit.reporting.elements import tag
+from marginkit.reporting.numbers import log_ticks, number, spread, ticks
+
+_FEW_POINTS = 24
+_MOST_POINTS = 400
+
+
+def thinned(series: Series, most: int = _MOST_POINTS) -> Series:
+    """At most so many points: neighbours are replaced by their mean, so that no page grows with its run.
+
+    Example:
+        >>> thinned(Series("a", [(0, 1.0), (1, 3.0), (2, 5.0), (3, 7.0)]), most=2).points
+        [(0.5, 2.0), (2.5, 6.0)]
+    """
+    step = math.ceil(len(series.points) / most)
+    if step <= 1:
+        return series
+
+    def means(values: list[float]) -> list[float]:
+        cut = [values[at : at + step] for at in range(0, len(values), step)]
+        kept = [[value for value in part if math.isfinite(value)] for part in cut]
+        return [sum(part) / len(part) if part else math.nan for part in kept]
+
+    x, y = (means([point[axis] for point in series.points]) for axis in (0, 1))
+    low = None if series.low is None else means(list(series.low))
+    high = None if series.high is None else means(list(series.high))
+    return Series(series.name, list(zip(x, y, strict=True)), low, high, series.dashed)
+
+
+def draw_lines(figure: Lines, *, title: str, words: str, mark: str) -> tuple[Markup, Markup | None]:
+    """The picture, and its legend if there are several lines."""
+    series = [thinned(one) for one in figure.series]
+    places = [place for one in series for place in one.points if not figure.log_x or place[0] > 0]
+    if not any(math.isfinite(y) for _, y in places):
+        return tag("p", "There is nothing to draw yet.", class_="empty"), None
+    bands = [edge for one in series for edge in (*(one.low or ()), *(one.high or ()))]
+    x_low, x_high = min(x for x, _ in places), max(x for x, _ in places)
+    if x_low == x_high:
+        x_low, x_high = (x_low / 2, x_high * 2) if figure.log_x else (x_low - 1, x_high + 1)
+    y_range = spread([*(y for _, y in places), *bands], zero=figure.zero)
+    frame = Frame((x_low, x_high), y_range, figure.x_label, figure.y_label, figure.log_x)
+    x_ticks = log_ticks(x_low, x_high) if figure.log_x else ticks(x_low, x_high)
+    parts = [frame.axes(x_ticks, ticks(*y_range))]
+    if figure.zero and y_range[0] < 0 < y_range[1]:
+        parts.append(tag("line", class_="zero", x1=frame.left, x2=frame.right, y1=frame.y(0), y2=frame.y(0)))
+    for which, one in enumerate(series):
+        parts += _band(frame, one, which)
+        look = f"l c{which % LOOKS}{' dashed' if one.dashed else ''}"
+        at = [(frame.x(x), frame.y(y)) for x, y in one.points if not figure.log_x or x > 0]
+        parts.append(tag("path", class_=look, d=route(at)))
+        if len(one.points) <= _FEW_POINTS:
+            parts += [
+                marker(which, *place, f"{one.name}: {number(y)} at {number(x)}")
+                for place, (x, y) in zip(at, [p for p in one.points if not figure.log_x or p[0] > 0], strict=True)
+                if math.isfinite(y)
+            ]
+    picture = drawing(*parts, title=title, words=words, mark=mark)
+    return picture, legend([(one.name, one.dashed) for one in series]) if len(series) > 1 else None
+
+
+def _band(frame: Frame, one: Series, which: int) -> list[Markup]:
+    if one.low is None or one.high is None:
+        return []
+    edges = [
+        (frame.x(x), frame.y(low), frame.y(high))
+        for (x, _), low, high in zip(one.points, one.low, one.high, strict=True)
+        if math.isfinite(low) and math.isfinite(high)
+    ]
+    there = [(x, low) for x, low, _ in edges]
+    back = [(x, high) for x, _, high in reversed(edges)]
+    return [tag("path", class_=f"band c{which % LOOKS}", d=route([*there, *back]) + "Z")] if edges else []

@@ -1,0 +1,108 @@
+"""How numbers are written, and where the ticks of an axis go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from marginkit.records import Estimate
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to be read: about three digits that count, thousands with commas, a dash for none.
+
+    Example:
+        >>> [number(value) for value in (0.12345, 12345.6, 3.0, 0.00001234, float("nan"))]
+        ['0.123', '12,346', '3', '1.23e-05', '-']
+    """
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size < 10.0**-digits:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - max(0, math.floor(math.log10(size))))}f}"
+
+
+def interval(found: Estimate) -> str:
+    """The interval of an estimate as words; empty where it has none.
+
+    Example:
+        >>> interval(Estimate(0.5, 0.4, 0.6, 10, 10))
+        '[0.400, 0.600]'
+    """
+    if math.isnan(found.low) or math.isnan(found.high):
+        return ""
+    digits = 3 if max(abs(found.low), abs(found.high)) < 100 else 1
+    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def point(found: Estimate) -> str:
+    """The value of an estimate as words."""
+    if math.isnan(found.value):
+        return "-"
+    return f"{found.value:.{3 if abs(found.value) < 100 else 1}f}"
+
+
+def tick(value: float) -> str:
+    """A round number at an axis.
+
+    Example:
+        >>> [tick(value) for value in (0.5, 2000.0, -3.0, 1e-05)]
+        ['0.5', '2,000', '-3', '1e-05']
+    """
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers between two others: steps of 1, 2 or 5 times a power of ten.
+
+    Example:
+        >>> ticks(0.03, 0.97)
+        [0.2, 0.4, 0.6, 0.8]
+    """
+    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+        return [low] if math.isfinite(low) else []
+    rough = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * min((m for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9)), default=10)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between two positive numbers, with 2 and 5 times where there are few.
+
+    Example:
+        >>> log_ticks(0.1, 10)
+        [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
+    """
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    steps = (1, 2, 5) if last - first <= 2 else (1,)
+    made = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    return [float(f"{value:.3g}") for value in made if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+
+
+def spread(values: Iterable[float], *, zero: bool = False) -> tuple[float, float]:
+    """The range of an axis that shows all finite values, with a little room; (0, 1) where there are none.
+
+    Example:
+        >>> spread([1.0, 2.0, float("nan")])
+        (0.95, 2.05)
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if zero:
+        finite.append(0.0)
+    if not finite:
+        return 0.0, 1.0
+    low, high = min(finite), max(finite)
+    if low == high:
+        room = abs(low) * 0.1 or 1.0
+        return low - room, high + room
+    room = 0.05 * (high - low)
+    return (low if zero and low == 0 else low - room), (high if zero and high == 0 else high + room)
