@@ -6,6 +6,8 @@ import pytest
 from marginkit.errors import BadInput
 from marginkit.evaluation.bootstrap import replicates
 from marginkit.evaluation.calibration import (
+    Binned,
+    adaptive_calibration_error,
     confidence_form,
     ece_statistic,
     expected_calibration_error,
@@ -244,3 +246,80 @@ def test_the_reconstructed_ece_of_mmpo_is_ours() -> None:
     apart = [1.0 - sigmoid[2.0], 1.0 - sigmoid[-0.5], 1.0 - sigmoid[0.2], 1.0 - sigmoid[3.0], abs(right - wrong)]
     assert expected_calibration_error(prob, np.ones(6)) == pytest.approx(sum(apart) / 6, abs=1e-12)
     assert sum(apart) / 6 == pytest.approx(0.2835618811, abs=5e-11)
+
+
+def test_worked_adaptive_error():
+    """Five groups of two by confidence: (.52, .55), (.58, .65), (.66, .74), (.85, .90), (.92, .97)."""
+    assert adaptive_calibration_error(PROB, ONES, 5) == pytest.approx(0.176, abs=1e-12)
+    sizes = np.bincount(Binned.of(PROB[:8], ONES[:8], 3, adaptive=True).code)
+    assert sizes.tolist() == [3, 3, 2]  # as numpy.array_split cuts
+
+
+def test_worked_symmetric_error():
+    """Half-open bins are not symmetric, so seen from both sides the error is another one."""
+    assert expected_calibration_error(PROB, ONES, 10, form="symmetric") == pytest.approx(0.182, abs=1e-12)
+    swapped = expected_calibration_error(1 - PROB, 1 - ONES, 10, form="symmetric")
+    assert swapped == pytest.approx(0.182, abs=1e-12)
+
+
+def test_pairs_as_they_stand_are_never_binned():
+    """Binned by p with the label 1 throughout, every bin is right: the naive error is 1 - mean p."""
+    assert 1 - PROB.mean() == pytest.approx(0.386)
+    for form in ("confidence", "symmetric"):
+        assert expected_calibration_error(PROB, ONES, 10, form=form) < 0.2
+    with pytest.raises(BadInput, match="form 'naive'"):
+        expected_calibration_error(PROB, ONES, form="naive")
+
+
+# torchmetrics 1.9.0, binary_calibration_error(n_bins=M, norm="l1" | "max") in float64 on confidences and hits, and on
+# both sides of every pair; its bins are closed below, and no forecast here lies on an edge.
+TORCHMETRICS = [
+    (10, "confidence", 0.2640522875816993, 0.586898395721925),
+    (10, "symmetric", 0.26405228758169935, 0.5868983957219251),
+    (15, "confidence", 0.2797385620915033, 0.7132352941176472),
+    (15, "symmetric", 0.26209150326797387, 0.7132352941176472),
+]
+
+
+@pytest.mark.parametrize(("bins", "form", "ece", "mce"), TORCHMETRICS)
+def test_errors_are_those_of_torchmetrics(bins, form, ece, mce):
+    prob = np.array([((k * 37) % 101 + 0.5) / 102 for k in range(60)])
+    label = np.array([(k * k * 7) % 13 < 8 for k in range(60)], float)
+    assert expected_calibration_error(prob, label, bins, form=form) == pytest.approx(ece, rel=1e-12)
+    assert maximum_calibration_error(prob, label, bins, form=form) == pytest.approx(mce, rel=1e-12)
+
+
+@pytest.mark.parametrize("form", ["confidence", "symmetric"])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_resampled_errors_are_those_of_the_resample_in_the_bins_of_the_sample(form, adaptive):
+    rng = np.random.default_rng(10)
+    prob, label, _ = _model(rng, 40, 1.0)
+    statistic = ece_statistic(prob, label, 5, form=form, adaptive=adaptive)
+    counts = rng.multinomial(40, np.full(40, 1 / 40), size=3)
+    binned = Binned.of(prob, label, 5, form=form, adaptive=adaptive)
+    for row, found in zip(counts, statistic(counts.astype(float)), strict=True):
+        weight = np.tile(row, binned.copies)
+        gaps = [
+            weight[binned.code == code] @ (binned.outcome - binned.forecast)[binned.code == code] for code in range(5)
+        ]
+        assert found == pytest.approx(np.abs(gaps).sum() / weight.sum())
+
+
+@pytest.mark.parametrize("form", ["confidence", "symmetric"])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_normal_sums_give_the_floor_of_single_draws(monkeypatch, form, adaptive):
+    prob = np.random.default_rng(11).beta(2, 2, 8000)
+    options = {"form": form, "adaptive": adaptive, "draws": 400}
+    normal = noise_floor(prob, **options)
+    monkeypatch.setattr("marginkit.evaluation.noise.NORMAL_FROM", np.inf)
+    single = noise_floor(prob, **options)
+    for name in ("mean", "low", "high", "largest"):
+        assert getattr(normal, name) == pytest.approx(getattr(single, name), rel=0.1), name
+    assert normal != single
+
+
+def test_floor_of_the_largest_gap_is_that_of_drawn_outcomes():
+    rng = np.random.default_rng(12)
+    prob = rng.uniform(size=300)
+    drawn = [maximum_calibration_error(prob, (rng.uniform(size=300) < prob).astype(float)) for _ in range(400)]
+    assert noise_floor(prob, draws=400).largest == pytest.approx(np.quantile(drawn, 0.95), rel=0.12)

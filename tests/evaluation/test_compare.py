@@ -1,35 +1,18 @@
 """Two models on the same pairs, and results in words."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.stats import binomtest
 
 from marginkit.errors import BadInput
 from marginkit.evaluation.calibration import sigmoid
-from marginkit.evaluation.compare import compare, rows, verdict
+from marginkit.evaluation.compare import compare, mcnemar, rows, verdict
 from marginkit.evaluation.metrics import evaluate
 from marginkit.records import Estimate
-
-
-def pairs(gap, **columns):
-    gap = np.asarray(gap, dtype=float)
-    n = len(gap)
-    filled = {
-        "group": [f"g{i:03d}" for i in range(n)],
-        "pair": [0] * n,
-        "chosen": [0] * n,
-        "rejected": [1] * n,
-        "cluster": [f"c{i}" for i in range(n)],
-        "reward_chosen": gap,
-        "reward_rejected": np.zeros(n),
-        "gap": gap,
-        "label_prob": pa.nulls(n, pa.float64()),
-        "target_gap": pa.nulls(n, pa.float64()),
-        "tie": [False] * n,
-        "length_chosen": [2] * n,
-        "length_rejected": [1] * n,
-    } | columns
-    return pa.table(filled)
+from pair_tables import pairs
 
 
 def test_differences_are_those_of_the_means():
@@ -74,11 +57,11 @@ def test_repeated_pairs_keep_their_index():
 
 def test_other_pairs_or_labels_are_refused():
     a = pairs([1.0, 2.0])
-    with pytest.raises(BadInput, match=r"1 pairs are in one only, first .'g001'"):
+    with pytest.raises(BadInput, match=r"1 pairs are in one only, first .'g1'"):
         compare(a, pairs([1.0]))
     with pytest.raises(BadInput, match="different pairs"):
         compare(a, pairs([1.0, 2.0], chosen=[0, 1], rejected=[1, 0]))
-    with pytest.raises(BadInput, match="group g001: the labels differ in 1 pairs"):
+    with pytest.raises(BadInput, match="group g1: the labels differ in 1 pairs"):
         compare(a, pairs([1.0, 2.0], label_prob=pa.array([None, 0.7], pa.float64())))
     with pytest.raises(BadInput, match="labels differ"):
         compare(a, pairs([1.0, 2.0], tie=[True, False]))
@@ -143,4 +126,32 @@ def test_rows_read_in_order_and_carry_the_verdict():
     assert "above the noise floor" in told["calibration error (ECE)"][1]
     assert told["calibration error (ECE)"][1].endswith("not calibrated")
     assert told["best temperature"][1] == "in-sample; overconfident"
-    assert told["accuracy of the longer response"] == ("1.000 [1.000, 1.000]", "length in tokens")
+    assert told["accuracy of the longer response"] == ("0.500 [0.500, 0.500]", "length in tokens")
+
+
+@pytest.mark.parametrize("counts", [(1, 7), (7, 1), (0, 5), (40, 60), (3, 4), (500, 400)])
+def test_mcnemar_is_a_fair_coin_on_the_discordant_pairs(counts):
+    found, exact = mcnemar(*counts), binomtest(counts[0], sum(counts)).pvalue
+    assert found.p == pytest.approx(exact)
+    at = binomtest(min(counts), sum(counts), alternative="less").pvalue
+    at -= binomtest(min(counts) - 1, sum(counts), alternative="less").pvalue if min(counts) else 0.0
+    assert found.mid_p == pytest.approx(exact - at)
+    assert mcnemar(*counts[::-1]).p == found.p
+
+
+def test_worked_mcnemar():
+    """Fagerland, Lydersen and Laake 2013, table 1: 1 and 7 discordant pairs."""
+    assert (mcnemar(1, 7).p, mcnemar(1, 7).mid_p) == pytest.approx((18 / 256, 10 / 256))
+    assert (mcnemar(0, 0).p, mcnemar(0, 0).mid_p) == (1, 1)
+    assert (mcnemar(2, 2).p, mcnemar(2, 2).mid_p) == pytest.approx((1, 1 - 6 / 32))
+
+
+def test_discordant_pairs_are_counted_without_ties():
+    a = pairs([1.0, 1.0, -1.0, 0.0, 5.0], tie=[False, False, False, False, True])
+    b = pairs([-1.0, 0.0, 2.0, 3.0, -5.0], tie=[False, False, False, False, True])
+    found = compare(a, b)
+    assert (found.mcnemar.only_first, found.mcnemar.only_second) == (2, 2)  # equal rewards are wrong
+    assert found["accuracy"].value == 0
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert told["mcnemar"] == {"only_first": 2, "only_second": 2, "p": 1.0, "mid_p": 1 - 6 / 32}
+    assert compare(pairs([1.0], tie=[True]), pairs([1.0], tie=[True])).mcnemar is None

@@ -10,56 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.calibration import sigmoid
+from marginkit.evaluation.calibration import expected_calibration_error, sigmoid
 from marginkit.evaluation.calibrators import fit_temperature
 from marginkit.evaluation.compare import rows
 from marginkit.evaluation.metrics import evaluate
-from marginkit.tables import PAIRS_SCHEMA, RESPONSES_SCHEMA, Scores
+from marginkit.tables import PAIRS_SCHEMA, Scores
+from pair_tables import pairs, responses
 
 PROB = np.array([0.97, 0.92, 0.85, 0.74, 0.66, 0.58, 0.52, 0.45, 0.35, 0.10])
 GAP = np.log(PROB / (1 - PROB))
-
-
-def pairs(gap, **columns):
-    """A pairs table: one group a pair, no ties, no observed probability, unless told."""
-    gap = np.asarray(gap, dtype=float)
-    n = len(gap)
-    filled = {
-        "group": [f"g{i}" for i in range(n)],
-        "pair": [0] * n,
-        "chosen": [0] * n,
-        "rejected": [1] * n,
-        "cluster": [f"c{i}" for i in range(n)],
-        "reward_chosen": gap,
-        "reward_rejected": np.zeros(n),
-        "gap": gap,
-        "prob": sigmoid(gap),
-        "tie": [False] * n,
-        "weight": np.ones(n),
-        "length_chosen": [10] * n,
-        "length_rejected": [10] * n,
-    } | columns
-    return pa.table(
-        {
-            field.name: pa.array(filled[field.name], field.type, from_pandas=True)
-            if field.name in filled
-            else pa.nulls(n, field.type)
-            for field in PAIRS_SCHEMA
-        }
-    )
-
-
-def responses(**columns):
-    n = len(next(iter(columns.values())))
-    filled = {"group": [f"g{i}" for i in range(n)], "cluster": [f"c{i}" for i in range(n)]} | columns
-    return pa.table(
-        {
-            field.name: pa.array(filled[field.name], field.type, from_pandas=True)
-            if field.name in filled
-            else pa.nulls(n, field.type)
-            for field in RESPONSES_SCHEMA
-        }
-    )
 
 
 def values(result):
@@ -76,6 +35,7 @@ def test_worked_numbers():
             "brier": 0.215480,
             "ece": 0.178,
             "ece_majority": 0.178,
+            "ece_15": 0.218,
             "temperature": 1.735076,
             "nll_at_temperature": 0.604489,
             "length_baseline": 0.5,
@@ -83,7 +43,14 @@ def test_worked_numbers():
         abs=1e-6,
     )
     assert result.counts == {"pairs": 10, "ties_left_out": 0, "equal_rewards": 0, "no_probability": 0}
+    assert result.verdict["mce"] == pytest.approx(0.375)
+    assert (result.verdict["bins"], result.verdict["form"]) == (10, "confidence")
+    assert result.brier_parts.brier == pytest.approx(0.215480)
     assert evaluate(pairs(GAP), bins=5)["ece"].value == pytest.approx(0.104)
+    assert evaluate(pairs(GAP), bins=5)["ece_adaptive"].value == pytest.approx(0.176)
+    both_sides = evaluate(pairs(GAP[:9]), form="symmetric")  # the tenth pair lies on an edge, up to rounding
+    assert both_sides["ece"].value == pytest.approx(expected_calibration_error(PROB[:9], np.ones(9), form="symmetric"))
+    assert both_sides.verdict["form"] == "symmetric"
     for found in result.values():
         assert found.low <= found.value <= found.high
         assert (found.n, found.clusters) == (10, 0)
@@ -200,6 +167,11 @@ def _graded(n, scale, seed, votes=None):
 
 def test_verdict_on_models_whose_calibration_is_known():
     calibrated, over = evaluate(_graded(1500, 1.0, 0)), evaluate(_graded(1500, 0.5, 0))
+    for name in ("ece", "ece_15", "ece_adaptive"):
+        assert calibrated[name].value <= calibrated[f"{name}_floor"].high
+        assert over[name].value > over[f"{name}_floor"].high
+    assert calibrated.verdict["mce"] < calibrated.verdict["mce_floor"]
+    assert over.verdict["mce"] > over.verdict["mce_floor"]
     assert calibrated.verdict["calibrated"] is True
     assert over.verdict["calibrated"] is False
     assert over["temperature"].low <= 2 <= over["temperature"].high
@@ -315,3 +287,15 @@ def test_few_pairs_get_no_calibration_verdict():
     assert dict((name, told) for name, _, told in rows(few))["calibration error (ECE)"] == (
         "19 pairs are too few to say whether it is calibrated"
     )
+
+
+@pytest.mark.parametrize("form", ["confidence", "symmetric"])
+def test_a_hundred_thousand_pairs_are_judged_as_a_thousand_are(form):
+    """More clusters than are drawn singly: intervals a tenth as wide, and everything else the same."""
+    small, large = (evaluate(_graded(n, 0.7, 4), form=form, resamples=200) for n in (1000, 100_000))
+    assert list(small) == list(large)
+    assert large["nll"].clusters == 100_000
+    for name in ("accuracy", "nll", "brier", "ece_debiased", "temperature"):
+        narrower = (small[name].high - small[name].low) / (large[name].high - large[name].low)
+        assert narrower == pytest.approx(10, rel=0.35), name
+        assert small[name].low <= large[name].value <= small[name].high, name

@@ -19,7 +19,8 @@ def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> Statistic:
 
     With `a = F(x) - 1/2`, `b = G(y) - 1/2` (F and G the distribution functions seen, half of each step counted):
     `mean(a b) / sqrt(mean(a^2) mean(b^2))`. A row i moves `mean(a b)` by `a_i b_i` and by what its own x and y add to
-    the ranks of the others, `mean_j(b_j [x_j > x_i]) + mean_j(a_j [y_j > y_i])`, half of it where they are equal.
+    the ranks of the others, `mean_j(b_j [x_j > x_i]) + mean_j(a_j [y_j > y_i])`, half of it where they are equal. The
+    influences are added up on Fisher's scale, `atanh`, on which the correlation is near to normal.
 
     Args:
         x: `[row]`.
@@ -34,22 +35,28 @@ def rank_correlation(x: npt.ArrayLike, y: npt.ArrayLike) -> Statistic:
 
     Source: Spearman 1904; influence function as Croux and Dehon, Statistical Methods and Applications 19 (2010).
     """
-    ranked = (_Ranked(np.asarray(x, np.float64)), _Ranked(np.asarray(y, np.float64)))
-    a, b = (one.centred for one in ranked)
-    pairs = ((0, 1), (0, 0), (1, 1))  # the three moments
-    moments, moved = [], []
-    for i, j in pairs:
-        own, other = ranked[i].centred, ranked[j].centred
-        moment = float(np.mean(own * other)) if len(a) else float("nan")
-        moments.append(moment)
-        moved.append(own * other + ranked[i].above(other) + ranked[j].above(own) - 3 * moment)
+    first, second = _Ranked(np.asarray(x, np.float64)), _Ranked(np.asarray(y, np.float64))
+    if len(first.count) < 2 or len(second.count) < 2:
+        return of_sums(lambda total: np.full(total.shape[:-1], np.nan), np.ones_like(first.centred))
+    (both, both_moved), (one, one_moved), (other, other_moved) = (
+        _moment(a, b) for a, b in ((first, second), (first, first), (second, second))
+    )
+    found = float(np.clip(both / np.sqrt(one * other), -1.0, 1.0))
+    moved = both_moved / np.sqrt(one * other) - found / 2 * (one_moved / one + other_moved / other)
+    room = 1 - found * found
 
     def value(total: Array) -> Array:
-        both, first, second = (moments[k] + ratio(total[..., k], total[..., 3]) for k in range(3))
-        with np.errstate(invalid="ignore"):
-            return np.clip(ratio(both, np.sqrt(first * second)), -1.0, 1.0)
+        if room < 1e-12:  # the two orders are one, in every resample
+            return np.full(total.shape[:-1], found)
+        return np.asarray(np.tanh(np.arctanh(found) + ratio(total[..., 0], total[..., 1]) / room))
 
-    return of_sums(value, *moved, np.ones_like(b))
+    return of_sums(value, moved, np.ones_like(moved))
+
+
+def _moment(a: _Ranked, b: _Ranked) -> tuple[float, Array]:
+    """`mean(a b)`, and how far each row moves it."""
+    moment = float(np.mean(a.centred * b.centred))
+    return moment, a.centred * b.centred + a.above(b.centred) + b.above(a.centred) - 3 * moment
 
 
 class _Ranked:
