@@ -15,6 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import evidence_page as pages
@@ -131,6 +132,13 @@ At the end of {lengths} epochs, each with its own schedule and its own `gamma: a
 
 {longer}
 
+## Cheaper cures
+
+What long training does to BT can be healed by stopping early or by a temperature fitted on dev (which needs dev, too).
+MMPO at the end of a long training, as it is, minus each of them:
+
+{cures}
+
 ## Other targets
 
 `{votes}`: the share of votes is the target, as the tool does without being asked where there are votes.
@@ -146,7 +154,7 @@ At the end of {lengths} epochs, each with its own schedule and its own `gamma: a
 SECOND = """
 ## The same on {embedder} embeddings
 
-{seeds} seeds, the same plan. {absent}
+{seeds} seeds, the same plan without the other lengths. {absent}
 
 {summary}
 
@@ -196,6 +204,7 @@ def page(files: Sequence[File], second: str, facts: dict[str, str | int | float]
         gamma=pages.gamma_curve(files),
         chosen=pages.chosen(files),
         longer=pages.lengths(files),
+        cures=pages.cures(files),
         others=pages.other_targets(files),
         data=pages.data(files),
         votes=VOTES,
@@ -226,6 +235,7 @@ def main() -> None:
         there = [file for file in FILES if (options.data / f"{file}.jsonl").is_file()]
         folder = options.store / ("evidence-quick" if options.quick else "evidence")
         found.append([File(file, cells(file, options.data, embedder, seeds, plan, folder, say)) for file in there])
+        plan = replace(plan, lengths=())  # the other lengths are measured on the first embedder alone
     if not found or not found[0]:
         raise SystemExit(f"{options.data}: none of {', '.join(FILES)}")
     main_files, every = found[0], [cell for part in found for file in part for cell in file.cells]

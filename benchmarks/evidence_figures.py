@@ -25,6 +25,8 @@ RESAMPLES = 1000
 METRICS = ("accuracy", "nll", "brier", "ece")
 """`ece` is the debiased one; the plug-in stands beside its noise floor."""
 NEAR = 0.02
+Judged = tuple[str, str, bool]
+"""Rule, method, and whether after temperature scaling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class File:
 
     name: str
     cells: Sequence[Cell]
-    _drawn: dict[tuple[str, str, bool], dict[str, tuple[float, Array]]] = field(default_factory=dict)
+    _drawn: dict[Judged, dict[str, tuple[float, Array]]] = field(default_factory=dict)
 
     @property
     def pairs(self) -> int:
@@ -138,8 +140,11 @@ class File:
         self, rule: str, method: str, metric: str, cooled: bool = False, against: str | None = None
     ) -> Estimate:
         """A metric of a method minus that of BT (or of another), paired by seed and by pair."""
-        value, drawn = self.drawn(rule, method, cooled)[metric]
-        base, beside = self.drawn(rule, against or base_of(method), cooled)[metric]
+        return self.between((rule, method, cooled), (rule, against or base_of(method), cooled), metric)
+
+    def between(self, one: Judged, other: Judged, metric: str) -> Estimate:
+        """A metric of one minus that of the other, which may have another rule or temperature."""
+        (value, drawn), (base, beside) = (self.drawn(*judged)[metric] for judged in (one, other))
         return self._estimate(value - base, drawn - beside)
 
     def floor(self, rule: str, method: str, cooled: bool = False) -> Floor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from evidence_cells import BY_TRAINING, EARLY, END, OTHER, TWIN, VOTES
-from evidence_figures import File, outcome
+from evidence_figures import METRICS, File, outcome
 
 from marginkit.records import Estimate
 
@@ -261,6 +261,22 @@ def lengths(files: Sequence[File]) -> str:
             )
     columns = ["NLL of bt", "bt_smooth - bt", "mmpo_rm - bt", "accuracy, mmpo_rm - bt"]
     return table(["file", "epochs", *columns, "ECE of bt", "of bt_smooth", "of mmpo_rm"], rows)
+
+
+def cures(files: Sequence[File]) -> str:
+    """MMPO trained to the end, without a temperature, against what else heals a Bradley-Terry model."""
+    own = (END, "mmpo_rm", False)
+    others = {
+        "BT stopped early": (EARLY, "bt", False),
+        "BT to the end, at T": (END, "bt", True),
+        "BT stopped early, at T": (EARLY, "bt", True),
+    }
+    rows = [
+        [short(file.name), name, *(number(file.between(own, other, metric), sign=True) for metric in METRICS)]
+        for file in files
+        for name, other in others.items()
+    ]
+    return table(["file", "MMPO to the end minus", "accuracy", "NLL", "Brier", "ECE"], rows)
 
 
 def other_targets(files: Sequence[File]) -> str:
