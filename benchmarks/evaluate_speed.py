@@ -136,7 +136,7 @@ def main() -> None:
         },
         "compare": {"pairs": options.pairs, "seconds": seconds(lambda: compare(table, other, resamples=options.draws))},
     }
-    print(json.dumps(result))  # noqa: T201
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

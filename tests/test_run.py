@@ -188,6 +188,9 @@ def test_scores_of_a_run_are_those_it_was_judged_by(starts: Callable[[str], str]
         kept = Scores.load(run.path / "tables")
         assert again.pairs["gap"].to_pylist() == pytest.approx(kept.pairs["gap"].to_pylist(), abs=1e-6)
         assert again.responses["reward"].to_pylist() == pytest.approx(kept.responses["reward"].to_pylist(), abs=1e-6)
+    grade = {(row["group"], row["response"]): row["grade"] for row in kept.responses.to_pylist()}
+    for row in kept.pairs.to_pylist():
+        assert row["grade_gap"] == grade[row["group"], row["chosen"]] - grade[row["group"], row["rejected"]]
 
 
 # ------------------------------------------------------------------------------------------------------- repeating it

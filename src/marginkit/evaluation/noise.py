@@ -92,7 +92,10 @@ def noise_floor(
     single = few[cell]
     chance, votes_of, place = forecast[single], trials[single], cell[single]
     for draw in range(draws if single.any() else 0):  # one at a time: memory stays at one set of outcomes
-        residual = generator.binomial(votes_of, chance) / votes_of - chance
+        if votes is None:
+            residual = (generator.random(len(chance)) < chance) - chance
+        else:
+            residual = generator.binomial(votes_of, chance) / votes_of - chance
         sums[draw, few] = np.bincount(place, weights=residual, minlength=len(cells))[few]
     gaps = np.abs(sums @ into)
     rows = binned.means()
