@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from marginkit.records import Estimate
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number to be read: about three digits that count, thousands with commas, a dash for none.
+def number(value: float | None) -> str:
+    """A number to be read: three digits that count, thousands with commas, a dash for none.
 
     Example:
         >>> [number(value) for value in (0.12345, 12345.6, 3.0, 0.00001234, float("nan"))]
@@ -19,14 +19,9 @@ def number(value: float | None, digits: int = 3) -> str:
         return "-"
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    if size < 10.0**-digits:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - max(0, math.floor(math.log10(size))))}f}"
+    if value == int(value) or abs(value) >= 1000:
+        return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.3g}"
+    return f"{value:.3g}"
 
 
 def interval(found: Estimate) -> str:
@@ -56,7 +51,7 @@ def tick(value: float) -> str:
         >>> [tick(value) for value in (0.5, 2000.0, -3.0, 1e-05)]
         ['0.5', '2,000', '-3', '1e-05']
     """
-    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

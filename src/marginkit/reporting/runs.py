@@ -1,0 +1,157 @@
+"""What a page is made from: the files of a run directory, or of a folder of score tables, read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from omegaconf import OmegaConf
+
+from marginkit.errors import BadInput
+from marginkit.evaluation.history import History, read_history
+from marginkit.evaluation.metrics import Evaluation, evaluate
+from marginkit.evaluation.pair_columns import PairColumns, read_tables
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as it lies on disk; of a folder of tables only what the tables say.
+
+    Args:
+        name: what it is called on the page.
+        path: the folder.
+        config: the resolved configuration; empty for tables.
+        manifest: how it was made; empty for tables and for a run that never began.
+        tables: the folder of its tables; None if nothing was judged.
+        pairs: the pairs table; None without one, or an empty one.
+        evaluation: of the tables.
+        history: what it logged.
+        mistakes: the pairs it is most wrong about, with their texts, and how many it is wrong about in all.
+        benchmarks: `result.json` of every benchmark that it was judged on.
+        control: its hard-label twin.
+        finished: whether the run has come to its end.
+    """
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    tables: Path | None
+    pairs: pa.Table | None
+    evaluation: Evaluation | None
+    history: History
+    mistakes: tuple[Sequence[Mapping[str, Any]], int] | None = None
+    benchmarks: Sequence[Mapping[str, Any]] = ()
+    control: RunRecord | None = None
+    finished: bool = True
+    _columns: list[PairColumns] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name; empty for tables."""
+        return str(self.config.get("recipe", ""))
+
+    @property
+    def columns(self) -> PairColumns:
+        """The pairs as arrays."""
+        if not self._columns:
+            assert self.pairs is not None
+            self._columns.append(PairColumns.read(self.pairs))
+        return self._columns[0]
+
+
+def read_record(path: str | Path, name: str | None = None) -> RunRecord:
+    """Read a run directory, or a folder of tables that `marginkit score` wrote.
+
+    Args:
+        path: the folder.
+        name: what to call it; default its own name.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    folder = Path(path)
+    called = name or folder.resolve().name
+    if (folder / "config.yaml").is_file():
+        return _run(folder, called)
+    if (folder / "pairs.parquet").is_file() or folder.is_file():
+        pairs, evaluation = _judged(folder)
+        return RunRecord(called, folder, {}, {}, folder, pairs, evaluation, History("step", {}), _mistakes(folder))
+    raise BadInput(f"{folder}: neither a run (no config.yaml) nor a folder of tables (no pairs.parquet)")
+
+
+def _run(folder: Path, name: str) -> RunRecord:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception as error:  # OmegaConf lets the errors of its YAML reader through
+        raise BadInput(f"{folder / 'config.yaml'}: not readable as YAML ({error})".splitlines()[0]) from None
+    if not isinstance(config, dict) or not config.get("recipe"):
+        raise BadInput(f"{folder / 'config.yaml'}: names no recipe; it is not the configuration of a run")
+    tables = folder / "tables"
+    there = (tables / "pairs.parquet").is_file()
+    pairs, evaluation = _judged(tables) if there else (None, None)
+    control = folder / "control"
+    return RunRecord(
+        name,
+        folder,
+        {str(key): value for key, value in config.items()},
+        _json(folder / "manifest.json") or {},
+        tables if there else None,
+        pairs,
+        evaluation,
+        read_history(folder),
+        _mistakes(tables),
+        _benchmarks(folder),
+        _run(control, f"{name}, control") if (control / "config.yaml").is_file() else None,
+        (folder / "metrics.json").is_file(),
+    )
+
+
+def _judged(tables: Path) -> tuple[pa.Table | None, Evaluation | None]:
+    responses, pairs = read_tables(tables)
+    if not len(pairs) and (responses is None or not len(responses)):
+        return None, None
+    return pairs if len(pairs) else None, evaluate(tables)
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: not readable as JSON ({error})".splitlines()[0]) from None
+
+
+def _mistakes(tables: Path) -> tuple[list[dict[str, Any]], int] | None:
+    path = tables / "mistakes.jsonl"
+    if not path.is_file():
+        return None
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return (rows[1:], int(rows[0]["mistakes"])) if rows else None
+
+
+def _benchmarks(folder: Path) -> list[dict[str, Any]]:
+    found = (_json(path) for path in sorted(folder.glob("benchmarks/*/result.json")))
+    return [one for one in found if isinstance(one, dict)]
+
+
+def named(paths: Sequence[str | Path]) -> list[str]:
+    """Names for several folders that tell them apart: their last parts, as many as it takes.
+
+    Example:
+        >>> named(["a/runs/dpo", "b/runs/dpo", "a/runs/bt"])
+        ['a/runs/dpo', 'b/runs/dpo', 'bt']
+    """
+    parts = [Path(path).parts for path in paths]
+    made = []
+    for own in parts:
+        length = 1
+        while length < len(own) and sum(other[-length:] == own[-length:] for other in parts) > 1:
+            length += 1
+        made.append("/".join(own[-length:]))
+    return made
