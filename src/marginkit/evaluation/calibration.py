@@ -150,7 +150,7 @@ class Binned:
     def means(self, values: Array | None = None) -> Array:
         """`[bins]`: the mean of `[row]` values in each bin; the number of rows if None; NaN in an empty bin."""
         everything = np.zeros(self.pairs, np.int64)
-        rows = self.sums(None, everything, 1)[0]
+        rows: Array = self.sums(None, everything, 1)[0]
         if values is None:
             return rows
         with np.errstate(invalid="ignore"):
