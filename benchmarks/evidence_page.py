@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def counted(files: Sequence[File], ask: Callable[[File], Estimate], *, more: bool = False) -> dict[str, list[str]]:
-    """better, level, worse -> files."""
+def counted(
+    files: Sequence[File], rule: str, method: str, metric: str, cooled: bool = False, *, against: str | None = None
+) -> dict[str, list[str]]:
+    """Better, level, worse -> files, by the interval of the difference to BT (or to another)."""
     found: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
     for file in files:
-        found[outcome(ask(file), more_is_better=more)].append(short(file.name))
+        difference = file.difference(rule, method, metric, cooled, against)
+        found[outcome(difference, more_is_better=metric == "accuracy")].append(short(file.name))
     return found
 
 
@@ -82,30 +86,23 @@ def losses(files: Sequence[File]) -> str:
     return "\n".join(lines) or "- nowhere"
 
 
-def summary(files: Sequence[File], compared: Sequence[str] = COMPARED) -> str:
-    """Better / level / worse than BT by interval, a row a method and rule."""
+def summary(files: Sequence[File]) -> str:
+    """Better / level / worse than BT by interval, a row a method and rule, and what each is by itself."""
     rows = []
-    asked: list[tuple[str, str, str | None]] = [(rule, method, None) for rule in (END, EARLY) for method in compared]
-    if "mmpo_rm" in compared:
-        asked += [(rule, "mmpo_rm", "bt_smooth") for rule in (END, EARLY)]
-    for rule, method, against in asked:
-        cells = []
-        for metric, cooled in ASKED.values():
-            found = counted(
-                files,
-                lambda file, m=metric, c=cooled: file.difference(rule, method, m, c, against),  # noqa: B023
-                more=metric == "accuracy",
-            )
-            cells.append(" / ".join(str(len(part)) for part in found.values()))
-        floors = [file.floor(rule, method) for file in files]
-        inside = f"{sum(floor.inside for floor in floors)} ({sum(floor.near for floor in floors)})"
-        name = method if against is None else f"{method} against {against}"
-        rows.append([name, rule, *cells, inside])
     for rule in (END, EARLY):
-        floors = [file.floor(rule, "bt") for file in files]
-        inside = f"{sum(floor.inside for floor in floors)} ({sum(floor.near for floor in floors)})"
-        rows.append(["bt itself", rule, *[""] * len(ASKED), inside])
-    return table(["method", "rule", *ASKED, "inside floor (near)"], rows)
+        rows.append(["bt", rule, *[""] * len(ASKED), *_alone(files, rule, "bt")])
+        for method, against in (*((name, None) for name in COMPARED), ("mmpo_rm", "bt_smooth")):
+            found = [counted(files, rule, method, metric, cooled, against=against) for metric, cooled in ASKED.values()]
+            cells = [" / ".join(str(len(part)) for part in one.values()) for one in found]
+            alone = ["", ""] if against else _alone(files, rule, method)
+            rows.append([f"{method} against {against}" if against else method, rule, *cells, *alone])
+    return table(["method", "rule", *ASKED, "inside floor (near)", "NLL below ln 2"], rows)
+
+
+def _alone(files: Sequence[File], rule: str, method: str) -> list[str]:
+    floors = [file.floor(rule, method) for file in files]
+    knows = sum(file.level(rule, method, "nll").high < math.log(2) for file in files)
+    return [f"{sum(floor.inside for floor in floors)} ({sum(floor.near for floor in floors)})", str(knows)]
 
 
 def claims(files: Sequence[File]) -> str:
@@ -113,29 +110,37 @@ def claims(files: Sequence[File]) -> str:
     count = len(files)
 
     def says(rule: str, method: str, metric: str, against: str | None = None) -> str:
-        values = [file.difference(rule, method, metric, against=against) for file in files]
         sign = -1 if metric == "accuracy" else 1
-        lower = sum(sign * found.value < 0 for found in values)
-        told = counted(files, lambda file: file.difference(rule, method, metric, against=against), more=sign < 0)
-        rest = "".join(f"; {key} in {', '.join(told[key])}" for key in ("better", "worse") if told[key])
-        return f"better by value in {lower} of {count}, by interval in {len(told['better'])}{rest}"
+        lower = sum(sign * file.difference(rule, method, metric, against=against).value < 0 for file in files)
+        told = counted(files, rule, method, metric, against=against)
+        by = "; ".join(
+            f"{key} in {len(told[key])} ({', '.join(told[key])})" for key in ("better", "worse") if told[key]
+        )
+        return f"better by value in {lower} of {count}; by interval {by or 'level in all'}"
 
     inside = {method: [file.floor(END, method) for file in files] for method in ("bt", "bt_smooth", "mmpo_rm")}
     floors = "; ".join(
-        f"{name} {sum(one.inside for one in found)} inside, {sum(one.near for one in found)} inside or near"
+        f"{name} inside in {sum(one.inside for one in found)}, inside or near in {sum(one.near for one in found)}"
         for name, found in inside.items()
     )
     worse = sum(file.difference(END, "bt_margin", "ece").value > 0 for file in files)
-    margin = counted(files, lambda file: file.difference(END, "bt_margin", "ece"))["worse"]
-    return f"""- **(a)** At the end, MMPO's NLL against BT's: {says(END, "mmpo_rm", "nll")}.
-  ECE of {count} files: {floors}.
-  Accuracy: {says(END, "mmpo_rm", "accuracy")}.
-- **(b)** Smoothing's NLL against BT's, at the end: {says(END, "bt_smooth", "nll")}. MMPO's against smoothing's, at the
-  end: {says(END, "mmpo_rm", "nll", "bt_smooth")}; stopped early: {says(EARLY, "mmpo_rm", "nll", "bt_smooth")}.
-- **(c)** ECE of the Llama-2 margins at the end: above BT's by value in {worse} of {count}, by interval in
-  {len(margin)}{" (" + ", ".join(margin) + ")" if margin else ""}. NLL: {says(END, "bt_margin", "nll")}.
-- **(d)** Stopped early, MMPO's NLL against BT's: {says(EARLY, "mmpo_rm", "nll")}. With the gamma that `auto` chose for
-  the end instead: {says(EARLY, OTHER, "nll")}; accuracy {says(EARLY, OTHER, "accuracy")}."""
+    coin = "; ".join(f"{name} {_alone(files, END, name)[1]}" for name in inside)
+    points = {
+        "(a) to the end, NLL of MMPO against BT": says(END, "mmpo_rm", "nll"),
+        "(a) to the end, ECE and the noise floor": floors,
+        "(a) to the end, accuracy of MMPO against BT": says(END, "mmpo_rm", "accuracy"),
+        "(a) to the end, files in which NLL is below that of a coin, by interval": coin,
+        "(b) to the end, NLL of smoothing against BT": says(END, "bt_smooth", "nll"),
+        "(b) to the end, NLL of MMPO against smoothing": says(END, "mmpo_rm", "nll", "bt_smooth"),
+        "(b) stopped early, NLL of MMPO against smoothing": says(EARLY, "mmpo_rm", "nll", "bt_smooth"),
+        "(c) to the end, ECE of Llama-2 margins against BT": f"worse by value in {worse} of {count}; "
+        + says(END, "bt_margin", "ece"),
+        "(c) to the end, NLL of Llama-2 margins against BT": says(END, "bt_margin", "nll"),
+        "(d) stopped early, NLL of MMPO against BT": says(EARLY, "mmpo_rm", "nll"),
+        "(d) the same with the gamma chosen for the end": says(EARLY, OTHER, "nll"),
+        "(d) the same, accuracy": says(EARLY, OTHER, "accuracy"),
+    }
+    return table(["claim", "counted"], points.items())
 
 
 # -- tables a rule
