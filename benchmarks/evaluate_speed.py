@@ -62,8 +62,7 @@ def plain(pairs: PairColumns, draws: int) -> dict[str, Array]:
     """The intervals of four numbers, each resample gathered and computed anew."""
     rng = np.random.default_rng(0)
     order = np.argsort(pairs.cluster, kind="stable")
-    starts = np.searchsorted(pairs.cluster[order], np.arange(pairs.cluster.max() + 2))
-    members = np.split(order, starts[1:-1])
+    members = np.split(order, np.flatnonzero(np.diff(pairs.cluster[order])) + 1)
     drawn: dict[str, list[float]] = {name: [] for name in ("accuracy", "nll", "brier", "ece")}
     for _ in range(draws):
         rows = np.concatenate([members[own] for own in rng.integers(len(members), size=len(members))])
