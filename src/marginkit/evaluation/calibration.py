@@ -166,7 +166,11 @@ def ece_statistic(
     adaptive: bool = False,
 ) -> Statistic:
     """`expected_calibration_error` as a function of sums, for the bootstrap: bins stay as they are in the sample."""
-    binned = Binned.of(prob, label, bins, form=form, adaptive=adaptive)
+    return ece_of(Binned.of(prob, label, bins, form=form, adaptive=adaptive))
+
+
+def ece_of(binned: Binned) -> Statistic:
+    """The same of pairs that are in bins already."""
     residual = binned.outcome - binned.forecast
 
     def sums(unit: Codes, count: int) -> Array:

@@ -115,7 +115,11 @@ def debiased_statistic(
     adaptive: bool = False,
 ) -> Statistic:
     """`debiased_ece` as a function of sums; the bins' standard errors stay those of all pairs."""
-    binned = Binned.of(prob, label, bins, form=form, adaptive=adaptive)
+    return debiased_of(Binned.of(prob, label, bins, form=form, adaptive=adaptive), clusters)
+
+
+def debiased_of(binned: Binned, clusters: npt.ArrayLike | None = None) -> Statistic:
+    """The same of pairs that are in bins already."""
     residual = binned.outcome - binned.forecast
     centred = residual - binned.means(residual)[binned.code]
     codes, units = drawn_units(np.arange(binned.pairs) if clusters is None else clusters)

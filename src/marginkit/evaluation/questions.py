@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from marginkit.evaluation.bootstrap import Array, Codes, Statistic, estimates, mean_of
-from marginkit.evaluation.calibration import Form, ece_statistic
-from marginkit.evaluation.noise import debiased_statistic
+from marginkit.evaluation.calibration import Binned, Form, ece_of
+from marginkit.evaluation.noise import debiased_of
 from marginkit.records import Estimate
 
 Mask = npt.NDArray[np.bool_]
@@ -77,10 +77,10 @@ class Questions:
         if not len(prob):
             self.ask(name, mean_of(prob), here)  # NaN, and n = 0
             return
-        self.ask(name, ece_statistic(prob, label, bins, form=form, adaptive=adaptive), here)
+        binned = Binned.of(prob, label, bins, form=form, adaptive=adaptive)
+        self.ask(name, ece_of(binned), here)
         own = debiased or f"{name} without noise"
-        around = debiased_statistic(prob, label, bins, self.cluster[here], form=form, adaptive=adaptive)
-        self.ask(own, around, here)
+        self.ask(own, debiased_of(binned, self.cluster[here]), here)
         if debiased is None:
             self._names.remove(own)
         self._debiased[name] = own
