@@ -155,3 +155,19 @@ def test_discordant_pairs_are_counted_without_ties():
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["mcnemar"] == {"only_first": 2, "only_second": 2, "p": 1.0, "mid_p": 1 - 6 / 32}
     assert compare(pairs([1.0], tie=[True]), pairs([1.0], tie=[True])).mcnemar is None
+
+
+def test_rows_do_not_repeat_one_another():
+    rng = np.random.default_rng(5)
+    grade, gap = rng.integers(1, 4, 60).astype(float), rng.normal(1, 1, 60)
+    names = [name for name, _, _ in rows(evaluate(pairs(gap, grade_gap=grade, target_gap=0.5 * grade)))]
+    assert "rank correlation of gap and grade gap" in names
+    assert "rank correlation of gap and target gap" not in names
+    names = [
+        name for name, _, _ in rows(evaluate(pairs(gap, grade_gap=grade, target_gap=rng.normal(size=60)), bins=15))
+    ]
+    assert "rank correlation of gap and target gap" in names
+    assert "ECE with 15 bins" not in names
+    assert "ECE against the majority label" not in names
+    names = [name for name, _, _ in rows(evaluate(pairs(gap, label_prob=rng.uniform(size=60))))]
+    assert "ECE against the majority label" in names

@@ -228,8 +228,8 @@ _ROWS = {
 def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """An evaluation as the rows of a table: name, value with interval, remark.
 
-    Floors of further errors are told in their remarks; the ECE against the majority label only where labels are shares
-    and the two differ. `Evaluation.to_json` has everything.
+    Floors of further errors are told in their remarks; what would only repeat another row is left out (the ECE against
+    the majority label of hard labels, say). `Evaluation.to_json` has everything.
 
     Args:
         evaluation: what `evaluate` returned.
@@ -249,8 +249,15 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def _tells(name: str, evaluation: Evaluation) -> bool:
-    """Whether a number says more than the ones beside it."""
-    return name != "ece_majority" or evaluation.verdict.get("labels") != "hard"
+    """Whether a row says more than the ones beside it."""
+    if name == "ece_majority":
+        return evaluation.verdict.get("labels") != "hard"
+    if name == f"ece_{MORE_BINS}":
+        return evaluation.verdict.get("bins") != MORE_BINS
+    if name == "gap_correlation":  # a target that is a multiple of the grade gap has its order
+        other = evaluation.get("grade_correlation")
+        return other is None or not math.isclose(evaluation[name].value, other.value, rel_tol=1e-9)
+    return name in _ROWS
 
 
 def _remark(name: str, evaluation: Evaluation) -> str:
