@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marginkit.cli.app import Columns, Json, MappingFile, app
-from marginkit.cli.rendering import assignments, say, say_json
+from marginkit.cli.rendering import assignments, command_line, say, say_json
 from marginkit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 _EPILOG = (
     "Examples:  marginkit check ratings.jsonl\n\n"
     "marginkit check ratings.jsonl --tokenizer Qwen/Qwen3-0.6B --max-length 2048 --against benchmark.jsonl\n\n"
+    "marginkit check ratings.jsonl --html ratings.html\n\n"
     "marginkit check ratings.jsonl --clean clean.jsonl --drop leaks,near_responses"
 )
 
 
 @app.command(epilog=_EPILOG)
 def check(
+    context: typer.Context,
     files: Annotated[list[str], typer.Argument(help="Files, saved datasets folders or hub names.")],
     column: Columns = None,
     mapping: MappingFile = None,
@@ -51,6 +53,9 @@ def check(
             help="Beside duplicates: near_responses, near_prompts, leaks, known, against, outliers.",
         ),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="OUT.html", help="Write a page of it, and its Markdown beside it.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Any refused row, warning or problem is an error.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Every remark, figure and row.")] = False,
     as_json: Json = False,
@@ -66,12 +71,15 @@ def check(
     from marginkit.data.survey.cleaning import check_removals
     from marginkit.data.survey.tokens import ENCODED
     from marginkit.progress import progress
+    from marginkit.reporting.writing import check_page_path
 
     removals = check_removals([name for name in (drop or "").split(",") if name])
     if drop is not None and clean is None:
         raise BadInput("--drop: says what --clean leaves out; add --clean OUT.jsonl")
     if clean is not None:
         check_target(clean, files)
+    if html is not None:
+        check_page_path(html)
     reading: dict[str, Any] = {"columns": assignments(column), "mapping": mapping, "ties": ties, "split": split}
     reading |= {"contradiction": contradiction, "config_name": config_name, "limit": limit}
     with progress(None, "read rows") as bar:
@@ -97,6 +105,8 @@ def check(
             progress=bar,
         )
     manifest = None if clean is None else _cleaned(groups, found, survey, clean, files, {"drop": removals, **reading})
+    if html is not None:
+        _write_page(found, survey, html, command_line(context))
     if as_json:
         say_json(found.to_json() | survey.to_json() | ({} if manifest is None else {"clean": manifest}))
     else:
@@ -105,6 +115,8 @@ def check(
         show_survey(found, survey, everything=everything)
         if manifest is not None:
             say(_about_clean(manifest, len(groups), clean))
+        if html is not None:
+            say(f"page: {html}, and {html.with_suffix('.md').name} beside it")
     _refuse(found, survey, strict=strict)
 
 
@@ -116,6 +128,13 @@ def _tokenizer(name: str | None, max_length: int | None, chat_template: str | No
     from marginkit.models.loading import load_tokenizer
 
     return load_tokenizer(name)
+
+
+def _write_page(found: Findings, survey: Survey, out: Path, command: str) -> None:
+    from marginkit.reporting.survey_page import survey_page
+    from marginkit.reporting.writing import write_page
+
+    write_page(survey_page(found.to_json() | survey.to_json(), command), out)
 
 
 def _cleaned(

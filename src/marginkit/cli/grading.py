@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from marginkit.cli.app import Columns, Json, MappingFile, app
-from marginkit.cli.rendering import assignments, plain, say, say_json, table
+from marginkit.cli.rendering import assignments, say, say_json, table
 from marginkit.errors import BadInput
+from marginkit.reporting.survey_words import plain
 
 _EPILOG = (
     "Examples:  marginkit grade ratings.jsonl --how ratings --gamma 0.5 --debias length --out graded.jsonl\n\n"

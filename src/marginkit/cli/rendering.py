@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from marginkit.errors import BadInput
 
 if TYPE_CHECKING:
+    import typer
+
     from marginkit.evaluation.metrics import Evaluation
 
 
@@ -49,11 +53,21 @@ def say_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
-def plain(value: Any) -> str:
-    """A value of a summary in a table cell."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def command_line(context: typer.Context) -> str:
+    """The command as it can be given again: what differs from its defaults; absolute paths by their last part."""
+    words = ["marginkit", *(context.command_path.split()[1:])]
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if value in (parameter.default, None, [], ()) or parameter.name == "html":
+            continue
+        option = [] if parameter.param_type_name == "argument" else [max(parameter.opts, key=len)]
+        if value is True:
+            words += option
+            continue
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            text = str(one)
+            words += [*option, PurePath(text).name if PurePath(text).is_absolute() else text]
+    return shlex.join(words)
 
 
 def assignments(items: Sequence[str] | None) -> dict[str, str]:

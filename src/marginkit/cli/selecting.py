@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marginkit.cli.app import Columns, Json, MappingFile, app
-from marginkit.cli.rendering import assignments, plain, say, say_json, table
+from marginkit.cli.rendering import assignments, say, say_json, table
 from marginkit.cli.showing_selections import show_comparison, show_selection
 from marginkit.errors import BadInput
+from marginkit.reporting.survey_words import plain
 
 if TYPE_CHECKING:
     from marginkit.data.signals import Signals

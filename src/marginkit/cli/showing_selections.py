@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marginkit.cli.rendering import plain, say, table
+from marginkit.cli.rendering import say, table
+from marginkit.reporting.survey_words import plain
 
 if TYPE_CHECKING:
     from marginkit.data.selection import Selected

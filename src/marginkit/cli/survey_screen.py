@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from marginkit.cli.rendering import plain, say, table
+from marginkit.cli.rendering import say, table
+from marginkit.reporting.survey_words import figures_of, kept_of, named_counts, sizes
 
 if TYPE_CHECKING:
     from marginkit.data.checks import Findings
@@ -81,32 +82,20 @@ def _visible(words: str) -> str:
 
 def _head(findings: Findings, facts: Mapping[str, Any]) -> None:
     name = findings.file if len(findings.file) <= 60 else "…" + findings.file[-59:]
-    kept = (
-        f"{findings.kept:,} of {findings.read:,} kept"
-        if findings.kept < findings.read
-        else f"all {findings.read:,} kept"
-    )
+    kept = kept_of(findings.read, findings.kept)
     _styled(_visible(name), f"  {findings.dialect} rows, {kept}", "bold")
     if findings.recognised:
         _wrapped("", findings.recognised, "dim")
-    parts = [_count(facts["groups"], "row"), _count(facts["prompts"], "prompt"), _count(facts["responses"], "response")]
-    parts.append(_count(facts["pairs"], "pair") + (f" ({_count(facts['ties'], 'tie')})" if facts["ties"] else ""))
-    lines = [("", " · ".join(parts))]
+    lines = [("", " · ".join(sizes(facts)))]
     if facts["splits"]:
-        named = [f"{split} {count:,}" for split, count in facts["splits"].items()]
-        more = [f"and {len(named) - _SPLITS_SHOWN:,} more"] if len(named) > _SPLITS_SHOWN else []
-        lines.append(("splits", ", ".join([*named[:_SPLITS_SHOWN], *more])))
+        lines.append(("splits", named_counts(facts["splits"], _SPLITS_SHOWN)))
     if facts["evidence"]:
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in facts["evidence"].items())
+        kinds = named_counts(facts["evidence"], len(facts["evidence"]))
         lines.append(("evidence", f"{kinds} · type {facts['dataset_type']}"))
     if facts["histogram"]:
         lines.append(("grades", _grades_line(facts)))
     for head, words in lines:
         _wrapped(head, words, "dim")
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _grades_line(facts: Mapping[str, Any]) -> str:
@@ -164,19 +153,8 @@ def _figures(facts: Mapping[str, Any]) -> None:
     if facts["models"]:
         rows = [(name, f"{rate['win_rate']:.2f}", f"{rate['pairs']:,}") for name, rate in facts["models"].items()]
         table("wins by model, over pairs of different models", ("model", "wins", "pairs"), rows[:30])
-    table("figures", ("", ""), list(_flat(facts, ("histogram", "models", "constant_answers"))))
+    table("figures", ("", ""), list(figures_of(facts, ("histogram", "gap_histogram", "models", "constant_answers"))))
 
 
 def _bar(bar: Mapping[str, float], top: float) -> tuple[str, str, str, str]:
     return f"{bar['low']:g}", f"{bar['high']:g}", f"{bar['share']:.1%}", "█" * round(40 * bar["share"] / top)
-
-
-def _flat(facts: Mapping[str, Any], without: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for name, value in facts.items():
-        if name in without or value is None:
-            continue
-        if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
-            for key, inner in value.items():
-                yield f"{name}, {key}", plain(inner)
-        else:
-            yield name, plain(value)

@@ -145,17 +145,19 @@ class Forest:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts in bins, of one or several things.
+    """How often values fall into bins, of one or several things.
 
     Args:
         edges: n + 1 edges.
-        counts: name -> n counts.
+        counts: (name, n counts or shares).
         x_label: what is counted, with its unit.
+        y_label: how it is counted.
     """
 
     edges: Sequence[float]
-    counts: Sequence[tuple[str, Sequence[int]]]
+    counts: Sequence[tuple[str, Sequence[float]]]
     x_label: str
+    y_label: str = "count"
 
 
 Figure = Lines | Reliability | Density | Bars | Forest | Histogram

@@ -51,7 +51,7 @@ def table_of(figure: Figure) -> Table | None:
         case Histogram():
             bins = zip(figure.edges[:-1], figure.edges[1:], *(counts for _, counts in figure.counts), strict=True)
             rows = [(number(left), number(right), *map(number, counts)) for left, right, *counts in bins]
-            return _table(("from", "to", *(name or "count" for name, _ in figure.counts)), rows, 0)
+            return _table(("from", "to", *(name or figure.y_label for name, _ in figure.counts)), rows, 0)
         case Lines():
             if len({tuple(x for x, _ in one.points) for one in figure.series}) != 1:
                 return None

@@ -32,7 +32,7 @@ from marginkit.reporting.charts import draw
 from marginkit.reporting.elements import join, shown, tag
 from marginkit.reporting.figures import table_of
 from marginkit.reporting.numbers import interval, point
-from marginkit.reporting.texts import visible
+from marginkit.reporting.texts import brief, clip, visible
 
 _SIGNS: dict[Level, tuple[str, str]] = {
     "good": ("✓", "Good"),
@@ -232,25 +232,21 @@ def _pairs(pairs: PairTexts, marks: _Marks) -> Markup:
 
 def _pair(pair: PairText) -> Markup:
     facts = join(*(join(tag("dt", shown(name)), tag("dd", shown(value))) for name, value in pair.facts))
-    texts = [
-        tag(
-            "div",
-            tag("h4", what),
-            tag("div", shown(text) if text else "(empty)", class_="text", dir="auto"),
-            class_=kind,
-        )
-        for what, text, kind in (
-            ("Prompt", pair.prompt, "prompt"),
-            ("Labelled better", pair.chosen, "chosen"),
-            ("Labelled worse", pair.rejected, "rejected"),
-        )
-    ]
-    clipped = f"{pair.clipped:,} more characters are not shown." if pair.clipped else ""
+    texts, left = [], pair.clipped
+    for what, text, kind in (
+        ("Prompt", pair.prompt, "prompt"),
+        ("Labelled better", pair.chosen, "chosen"),
+        ("Labelled worse", pair.rejected, "rejected"),
+    ):
+        beginning, rest = clip(text)
+        left += rest
+        words = tag("div", shown(beginning) if text else "(empty)", class_="text", dir="auto")
+        texts.append(tag("div", tag("h4", what), words, class_=kind))
     return tag(
         "article",
-        tag("h3", shown(pair.where)),
+        tag("h3", shown(brief(pair.where))),
         tag("dl", facts) if pair.facts else None,
         *texts,
-        tag("p", clipped, class_="quiet-line") if clipped else None,
+        tag("p", f"{left:,} more characters are not shown.", class_="quiet-line") if left else None,
         class_="pair",
     )

@@ -25,7 +25,7 @@ from marginkit.reporting.blocks import (
 )
 from marginkit.reporting.figures import table_of
 from marginkit.reporting.numbers import interval, number, point
-from marginkit.reporting.texts import clip, visible
+from marginkit.reporting.texts import brief, clip, visible
 
 _WORDS: dict[Level, str] = {"good": "Good.", "note": "Note.", "warning": "**Look.**", "bad": "**Bad.**"}
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -181,7 +181,7 @@ def _pairs(pairs: PairTexts) -> Iterator[str]:
 
 def _pair(pair: PairText) -> Iterator[str]:
     facts = ", ".join(f"{name} {value}" for name, value in pair.facts)
-    yield f"- **{escaped(pair.where)}** {escaped(facts)}"
+    yield f"- **{escaped(brief(pair.where))}** {escaped(facts)}"
     for name, text in (("prompt", pair.prompt), ("labelled better", pair.chosen), ("labelled worse", pair.rejected)):
         beginning, rest = clip(text, _TEXT)
         yield f"  - {name}: {escaped(beginning)}{f' ({rest:,} more characters)' if rest else ''}"

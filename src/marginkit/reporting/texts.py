@@ -21,6 +21,17 @@ def clip(text: str, longest: int = LONGEST) -> tuple[str, int]:
     return text[:longest], max(0, len(text) - longest)
 
 
+def brief(text: str, longest: int = 240) -> str:
+    """A name or a line of a file, cut where it is too long to be one.
+
+    Example:
+        >>> brief("a long story", 6)
+        'a long… (6 more characters)'
+    """
+    beginning, rest = clip(text, longest)
+    return f"{beginning}… ({rest:,} more characters)" if rest else text
+
+
 def runs(text: str) -> Iterator[tuple[bool, str]]:
     r"""A text cut into what can be shown as it is, and single characters that cannot be: (is such a one, characters).
 

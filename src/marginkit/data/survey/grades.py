@@ -72,6 +72,7 @@ class Grades:
             "gamma_for_75_percent": gamma,
             "grade_gap": self.gaps.percentiles(),
             "histogram": histogram(self.values),
+            "gap_histogram": histogram(self.gaps),
             "saturation": self._saturation(gamma),
         }
         if not self.values.n:
@@ -227,7 +228,9 @@ def centre_and_spread(values: Values) -> tuple[float, float]:
 
 
 def histogram(values: Values) -> list[dict[str, float]] | None:
-    """Shares of the grades: one bar a value where at most 10 differ, else ten equal steps; None where there are none.
+    """Shares of the grades, or of their gaps; None where there are none.
+
+    One bar a value where at most 10 differ, else ten equal steps.
 
     Example:
         >>> values = Values()

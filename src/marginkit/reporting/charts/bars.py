@@ -54,7 +54,7 @@ def draw_histogram(figure: Histogram, *, title: str, words: str, mark: str) -> t
     most = max((count for _, counts in figure.counts for count in counts), default=0)
     if not most:
         return tag("p", "There is nothing to count.", class_="empty"), None
-    frame = Frame((edges[0], edges[-1]), (0, most * 1.05), figure.x_label, "count")
+    frame = Frame((edges[0], edges[-1]), (0, most * 1.05), figure.x_label, figure.y_label)
     parts = [frame.axes(ticks(edges[0], edges[-1]), ticks(0, most * 1.05))]
     for which, (name, counts) in enumerate(figure.counts):
         if several:
@@ -64,7 +64,7 @@ def draw_histogram(figure: Histogram, *, title: str, words: str, mark: str) -> t
             parts.append(tag("path", class_=f"l c{which % LOOKS}", d=f"{steps}V{frame.y(0):.1f}"))
             continue
         for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-            hint = tag("title", f"{name + ': ' if name else ''}{count:,} from {number(left)} to {number(right)}")
+            hint = tag("title", f"{name + ': ' if name else ''}{number(count)} from {number(left)} to {number(right)}")
             x, width = frame.x(left), frame.x(right) - frame.x(left)
             height = frame.y(0) - frame.y(count)
             if count:
