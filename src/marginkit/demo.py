@@ -29,6 +29,8 @@ from marginkit.groups import Groups, write_groups
 from marginkit.kitchen import true_utility
 from marginkit.progress import progress
 from marginkit.records import Estimate, Group, Response
+from marginkit.reporting.demo_page import demo_page
+from marginkit.reporting.writing import write_page
 from marginkit.run import Run, score, train
 from marginkit.tables import Scores
 from marginkit.world import World, make_world
@@ -95,7 +97,9 @@ def run_demo(options: DemoOptions) -> DemoResult:
         runs = _train_all(world, out, options)
         tests = Groups.from_iterable(group for group in world.graded if group.split == "test")
         rows, differences = _judge_all(runs, tests, options)
-    return DemoResult(options, rows, differences, world.gamma, out, time.perf_counter() - began)
+    result = DemoResult(options, rows, differences, world.gamma, out, time.perf_counter() - began)
+    write_page(demo_page(result.to_json(), out), result.page)
+    return result
 
 
 @contextmanager

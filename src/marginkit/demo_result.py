@@ -97,6 +97,11 @@ class DemoResult:
         return ("", *heads, "seconds"), rows
 
     @property
+    def page(self) -> Path:
+        """Where its page is; its Markdown lies beside it."""
+        return self.out / "report.html"
+
+    @property
     def sentences(self) -> tuple[str, str]:
         """What it shows: one sentence on the reward models, one on the policies."""
         return (
@@ -114,6 +119,10 @@ class DemoResult:
                 | {name: found.to_json() for name, found in row.estimates.items()}
                 for row in self.rows
             ],
+            "measures": {
+                name: {"words": words.format(o.samples), "better": _WORDS.get(name, ("", 0))[1]}
+                for name, words in MEASURES.items()
+            },
             "differences": {
                 kind: {name: found.to_json() for name, found in by_name.items()}
                 for kind, by_name in self.differences.items()

@@ -31,4 +31,5 @@ def demo(
     table(result.title, columns, rows)
     for sentence in result.sentences:
         say(sentence)
+    say(f"page: {result.page}, and {result.page.with_suffix('.md').name} beside it")
     say("one seed, one kind of raters: --quality high | mixed | low and --seed ask again; docs/log.md has them all")

@@ -40,6 +40,8 @@ _SIGNS: dict[Level, tuple[str, str]] = {
     "warning": ("!", "Look"),
     "bad": ("✗", "Bad"),
 }
+_WIDE = 6
+"""Columns from which intervals stand under their values."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{}'"
 
 
@@ -189,7 +191,8 @@ def _table(table: Table) -> Markup:
     ]
     name = table.caption or "Numbers"
     caption = tag("caption", shown(name), class_=None if table.caption else "quiet")
-    inside = tag("table", caption, tag("thead", tag("tr", *heads)), tag("tbody", *rows))
+    look = "wide" if len(table.columns) >= _WIDE else None
+    inside = tag("table", caption, tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_=look)
     return tag("div", inside, class_="scroll", tabindex=0, role="region", aria_label=visible(name))
 
 

@@ -82,7 +82,7 @@ def calibration_section(record: RunRecord) -> Section:
         Chart(
             Reliability([("", raw)]),
             "As the model says it: points on the dashed line are right, below it the model is too sure. Bars: pairs.",
-            _in_words(raw),
+            in_words(raw),
         )
     ]
     temperature = found["temperature"].value
@@ -93,7 +93,7 @@ def calibration_section(record: RunRecord) -> Section:
                 Reliability([("", cooled)]),
                 f"Rewards divided by the temperature {number(temperature)}, fitted on these same pairs: what one "
                 "number can repair.",
-                _in_words(cooled),
+                in_words(cooled),
             )
         )
     names = {
@@ -113,7 +113,13 @@ def calibration_section(record: RunRecord) -> Section:
     return Section(title, charts, anchor)
 
 
-def _in_words(bins: Sequence[Bin]) -> str:
+def in_words(bins: Sequence[Bin]) -> str:
+    """The bins of a reliability diagram in words.
+
+    Example:
+        >>> in_words([Bin(0.9, 0.8, 0.7, 0.9, 40)])
+        'says 0.90, right 0.80 of 40'
+    """
     return "; ".join(f"says {one.confidence:.2f}, right {one.outcome:.2f} of {one.count}" for one in bins)
 
 

@@ -61,17 +61,22 @@ def render_markdown(page: Page) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""A text on one line in which nothing is markup and nothing is hidden.
+    r"""A text on one line in which nothing is markup and nothing is hidden, wherever on a line it stands.
 
     Example:
-        >>> escaped("a|b <i> *c*")
-        'a\\|b &lt;i&gt; \\*c\\*'
+        >>> escaped("# a|b <i> *c*")
+        '\\# a\\|b &lt;i&gt; \\*c\\*'
     """
+    plain = _inline(text)
+    return re.sub(r"^(?=#+(\s|$)|[-+=\[:])|^(\d+)(?=[.)](\s|$))", r"\2\\", plain)
+
+
+def _inline(text: str) -> str:
+    """The same for what stands inside a line: a bracket alone is none of a link."""
     plain = " ".join(visible(text).split())
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    plain = re.sub(r"([\\`*\[\]|~])", r"\\\1", plain)
-    plain = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", plain)
-    return re.sub(r"^(#|\+|-|=|\d+\.)(?=\s|$)", r"\\\1", plain)
+    plain = re.sub(r"([\\`*|~]|\](?=[(\[:]))", r"\\\1", plain)
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", plain)
 
 
 def _joined(blocks: Sequence[Block]) -> Iterator[str]:
@@ -114,12 +119,12 @@ def _verdict(verdict: Verdict) -> str:
 
 def _cell(cell: Cell) -> str:
     if isinstance(cell, Estimate):
-        return escaped(f"{point(cell)} {interval(cell)}".strip())
-    return escaped(cell)
+        return f"{point(cell)} {interval(cell)}".strip()
+    return _inline(cell)
 
 
 def _table(table: Table) -> Iterator[str]:
-    cells = [[escaped(name) for name in table.columns], *([_cell(cell) for cell in row] for row in table.rows)]
+    cells = [[_inline(name) for name in table.columns], *([_cell(cell) for cell in row] for row in table.rows)]
     widths = [max(3, *(len(row[at]) for row in cells)) for at in range(len(table.columns))]
 
     def line(row: Sequence[str]) -> str:
