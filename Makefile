@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all check fix bench bench-quick docs help
+.PHONY: demo test browser test-all check fix bench bench-quick docs help
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -23,6 +23,9 @@ demo: $(STAMP)  ## graded feedback in, trained and calibrated models out, on a b
 
 test: $(STAMP)  ## the quick suite (a few minutes on two cores, no network, no GPU)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not gpu"
+
+browser: $(STAMP)  ## the pages in a browser (needs Chromium)
+	$(BIN)/python -m pytest -m browser
 
 test-all: $(STAMP)  ## everything, slow tests included
 	$(BIN)/python -m pytest

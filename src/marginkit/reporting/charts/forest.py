@@ -24,7 +24,7 @@ def draw_forest(figure: Forest, *, title: str, words: str, mark: str) -> tuple[M
     x_range = spread(ends, zero=figure.zero)
     height = _ROW * len(rows) + 54
     longest = max(len(name) for name, _ in rows)
-    left = 16 + 6.4 * min(longest, _LONGEST_NAME)
+    left = 16 + 7 * min(longest, _LONGEST_NAME)
     frame = Frame(x_range, (0, len(rows)), figure.unit or " ", left=left, height=height)
     parts = [frame.axes(ticks(*x_range, 4), [])]
     if figure.zero:
