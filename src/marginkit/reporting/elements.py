@@ -1,10 +1,12 @@
-"""HTML and SVG elements; every text is escaped here, once, and nowhere else."""
+"""HTML and SVG elements; every text is escaped here, once, and nowhere else, and what cannot be seen is named."""
 
 from __future__ import annotations
 
+import itertools
+
 from markupsafe import Markup, escape
 
-from marginkit.reporting.texts import label, runs
+from marginkit.reporting.texts import label, runs, visible
 
 Content = str | Markup | None
 
@@ -33,7 +35,11 @@ def tag(name: str, /, *children: Content, **attributes: str | float | bool | Non
 
 def join(*parts: Content) -> Markup:
     """Elements and texts one after the other."""
-    return Markup("").join(escape(part) for part in parts if part is not None)
+    return Markup("").join(_safe(part) for part in parts if part is not None)
+
+
+def _safe(part: str | Markup) -> Markup:
+    return part if isinstance(part, Markup) else escape(visible(part))
 
 
 def _attribute(key: str, value: str | float | bool) -> str:
@@ -42,7 +48,7 @@ def _attribute(key: str, value: str | float | bool) -> str:
     name = key.rstrip("_").replace("_", "-")
     if value is True:
         return f" {name}"
-    return f' {name}="{escape(short(value) if isinstance(value, (int, float)) else value)}"'
+    return f' {name}="{_safe(short(value) if isinstance(value, (int, float)) else value)}"'
 
 
 def short(value: float) -> str:
@@ -57,15 +63,17 @@ def short(value: float) -> str:
 
 
 def shown(text: str) -> Markup:
-    r"""A text from a dataset: escaped, and what cannot be seen named.
+    r"""A text from a dataset; the names of what cannot be seen are set apart from it.
 
     Example:
         >>> shown("<b>\u202e")
-        Markup('&lt;b&gt;<span class="cp" title="a character that is not shown">U+202E</span>')
+        Markup('&lt;b&gt;<span class="cp" title="characters that are not shown">U+202E</span>')
     """
-    return join(
-        *(
-            tag("span", label(part), class_="cp", title="a character that is not shown") if hidden else part
-            for hidden, part in runs(text)
-        )
-    )
+    parts: list[Content] = []
+    for hidden, found in itertools.groupby(runs(text), key=lambda run: run[0]):
+        if hidden:
+            names = " ".join(label(character) for _, character in found)
+            parts.append(tag("span", names, class_="cp", title="characters that are not shown"))
+        else:
+            parts += [part for _, part in found]
+    return join(*parts)

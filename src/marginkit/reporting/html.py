@@ -32,7 +32,7 @@ from marginkit.reporting.charts import draw
 from marginkit.reporting.elements import join, shown, tag
 from marginkit.reporting.figures import table_of
 from marginkit.reporting.numbers import interval, point
-from marginkit.reporting.texts import brief, clip, visible
+from marginkit.reporting.texts import brief, clip
 
 _SIGNS: dict[Level, tuple[str, str]] = {
     "good": ("✓", "Good"),
@@ -77,7 +77,7 @@ def render_html(page: Page) -> str:
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("meta", name="generator", content="marginkit"),
-        tag("title", visible(page.title)),
+        tag("title", page.title),
         tag("style", Markup(style)),
     )
     body = tag(
@@ -121,7 +121,7 @@ def _asset(name: str) -> str:
 def _section(section: Section, marks: _Marks) -> tuple[str, str, Markup]:
     anchor = marks.of(section.anchor or section.title)
     inside = tag("h2", shown(section.title), id=f"{anchor}-h"), *_blocks(section.blocks, marks)
-    return anchor, visible(section.title), tag("section", *inside, id=anchor, aria_labelledby=f"{anchor}-h")
+    return anchor, section.title, tag("section", *inside, id=anchor, aria_labelledby=f"{anchor}-h")
 
 
 def _blocks(blocks: Sequence[Block], marks: _Marks) -> Iterator[Markup]:
@@ -152,9 +152,7 @@ def _block(block: Block, marks: _Marks) -> Markup:
             return _table(block)
         case Code():
             caption = tag("figcaption", shown(block.caption)) if block.caption else None
-            code = tag(
-                "pre", tag("code", shown(block.text)), tabindex=0, aria_label=visible(block.caption) or "lines to copy"
-            )
+            code = tag("pre", tag("code", shown(block.text)), tabindex=0, aria_label=block.caption or "lines to copy")
             return tag("figure", code, caption, class_="code")
         case PairTexts():
             return _pairs(block, marks)
@@ -193,7 +191,7 @@ def _table(table: Table) -> Markup:
     caption = tag("caption", shown(name), class_=None if table.caption else "quiet")
     look = "wide" if len(table.columns) >= _WIDE else None
     inside = tag("table", caption, tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_=look)
-    return tag("div", inside, class_="scroll", tabindex=0, role="region", aria_label=visible(name))
+    return tag("div", inside, class_="scroll", tabindex=0, role="region", aria_label=name)
 
 
 def _cell(cell: Cell, *, first: bool, numeric: bool) -> Markup:
@@ -209,7 +207,7 @@ def _cell(cell: Cell, *, first: bool, numeric: bool) -> Markup:
 
 def _chart(chart: Chart, marks: _Marks) -> Markup:
     mark = marks.of("figure")
-    picture, legend = draw(chart.figure, title=visible(chart.caption), words=visible(chart.alt), mark=mark)
+    picture, legend = draw(chart.figure, title=chart.caption, words=chart.alt, mark=mark)
     numbers = table_of(chart.figure)
     behind = tag("details", tag("summary", "The numbers"), _table(numbers), class_="numbers") if numbers else None
     return tag("figure", picture, legend, tag("figcaption", shown(chart.caption)), behind)

@@ -99,7 +99,7 @@ def _block(block: Block) -> Iterator[str]:
             if block.caption:
                 yield f"{escaped(block.caption)}:"
                 yield ""
-            yield from (f"    {visible(line)}" for line in block.text.splitlines())
+            yield from (f"    {visible(line)}" for line in block.text.split("\n"))
         case Chart():
             yield f"*{escaped(block.caption)}*"
             yield ""

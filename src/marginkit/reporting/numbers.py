@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from marginkit.records import Estimate
 
+BEYOND = 1e300
+"""Numbers of this size are not drawn."""
+
 
 def number(value: float | None) -> str:
     """A number to be read: three digits that count, thousands with commas, a dash for none.
@@ -61,7 +64,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         >>> ticks(0.03, 0.97)
         [0.2, 0.4, 0.6, 0.8]
     """
-    if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
+    if not (math.isfinite(low) and math.isfinite(high)) or high - low < 1 / BEYOND:
         return [low] if math.isfinite(low) else []
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -84,20 +87,22 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def spread(values: Iterable[float], *, zero: bool = False) -> tuple[float, float]:
-    """The range of an axis that shows all finite values, with a little room; (0, 1) where there are none.
+    """The range of an axis that shows all values, with a little room; (0, 1) where there are none.
+
+    What is not finite, or beyond 1e300, where floats end, has no place on an axis.
 
     Example:
         >>> spread([1.0, 2.0, float("nan")])
         (0.95, 2.05)
     """
-    finite = [value for value in values if math.isfinite(value)]
+    finite = [value for value in values if abs(value) < BEYOND]
     if zero:
         finite.append(0.0)
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
-    if low == high:
-        room = abs(low) * 0.1 or 1.0
+    if high - low <= 1e-12 * max(abs(low), abs(high)) or high - low < 1 / BEYOND:
+        room = abs(low) * 0.1 if abs(low) > 1 / BEYOND else 1.0
         return low - room, high + room
     room = 0.05 * (high - low)
     return (low if zero and low == 0 else low - room), (high if zero and high == 0 else high + room)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 
 LONGEST = 2000
 """Characters of a text from a dataset that a page shows."""
 
+_PERHAPS = re.compile(r"[^\x20-\x7e\n\t]")
 _JOINERS = "\u200c\u200d\u00ad"  # emoji, Persian and Indic scripts need the first two; a soft hyphen only breaks lines
 
 
@@ -44,22 +46,21 @@ def runs(text: str) -> Iterator[tuple[bool, str]]:
     """
     start = 0
     text = text.replace("\r\n", "\n")
-    for at, character in enumerate(text):
-        if character.isascii() and character.isprintable():
-            continue
-        if _hidden(character):
-            if start < at:
-                yield False, text[start:at]
-            yield True, character
-            start = at + 1
+    for found in _PERHAPS.finditer(text):
+        if _hidden(found.group()):
+            if start < found.start():
+                yield False, text[start : found.start()]
+            yield True, found.group()
+            start = found.end()
     if start < len(text):
         yield False, text[start:]
 
 
 def _hidden(character: str) -> bool:
-    if character in "\n\t" or character in _JOINERS:
+    if character in _JOINERS:
         return False
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    no_character = ord(character) & 0xFFFE == 0xFFFE  # U+FFFE and its like, which XML knows no place for
+    return no_character or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def label(character: str) -> str:

@@ -10,7 +10,8 @@ from marginkit.reporting.html import render_html
 from marginkit.reporting.markdown import render_markdown
 
 _OURS = '<meta name="generator" content="marginkit">'
-_HEAD = 4096
+_OURS_BELOW = "<!-- a page of marginkit -->"
+_ENDS = 4096
 
 
 def write_page(page: Page, path: str | Path) -> Path:
@@ -24,11 +25,11 @@ def write_page(page: Page, path: str | Path) -> Path:
         The path of the HTML file.
 
     Raises:
-        BadInput: the path does not end in .html, its folder is missing, or it holds a file that is no page of ours.
+        BadInput: the path does not end in .html, its folder is missing, or a file that is no page of ours lies there or beside it.
     """
     target = check_page_path(path)
     beside = target.with_suffix(".md")
-    for file, text in ((target, render_html(page)), (beside, render_markdown(page))):
+    for file, text in ((target, render_html(page)), (beside, f"{render_markdown(page)}\n{_OURS_BELOW}\n")):
         partial = file.with_name(file.name + ".partial")
         try:
             partial.write_text(text, encoding="utf-8")
@@ -50,13 +51,17 @@ def check_page_path(path: str | Path) -> Path:
         raise BadInput(f"{target}: a page is an .html file; its Markdown goes beside it")
     if not target.parent.is_dir():
         raise BadInput(f"{target}: there is no folder {target.parent}; make it, or name another file")
-    if target.exists() and not _is_ours(target):
-        raise BadInput(f"{target}: is there, and is no page of marginkit; name another file")
+    for file, mark in ((target, _OURS), (target.with_suffix(".md"), _OURS_BELOW)):
+        if file.exists() and not _is_ours(file, mark):
+            raise BadInput(f"{file}: is there, and is no page of marginkit; name another file")
     return target
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(path: Path, mark: str) -> bool:
+    """Whether the mark stands at the beginning or the end of a file."""
     if not path.is_file():
         return False
     with path.open("rb") as source:
-        return _OURS.encode() in source.read(_HEAD)
+        begins = source.read(_ENDS)
+        source.seek(max(0, path.stat().st_size - _ENDS))
+        return mark.encode() in begins or mark.encode() in source.read()

@@ -19,7 +19,8 @@ def draw_bars(figure: Bars, *, title: str, words: str, mark: str) -> tuple[Marku
     values = [value for value in figure.values if math.isfinite(value)]
     if not values:
         return tag("p", "There is nothing to draw yet.", class_="empty"), None
-    edges = [*(figure.low or ()), *(figure.high or ()), *([figure.reference[0]] if figure.reference else [])]
+    reference = figure.reference if figure.reference and math.isfinite(figure.reference[0]) else None
+    edges = [*(figure.low or ()), *(figure.high or ()), *([reference[0]] if reference else [])]
     y_range = spread([*values, *edges], zero=True)
     frame = Frame((0, len(figure.labels)), y_range, y_label=figure.y_label)
     parts = [frame.axes([], ticks(*y_range))]
@@ -34,14 +35,14 @@ def draw_bars(figure: Bars, *, title: str, words: str, mark: str) -> tuple[Marku
             parts.append(
                 tag("rect", hint, class_="bar", x=middle - width / 2, y=top, width=width, height=max(foot - top, 0.5))
             )
-        if figure.low is not None and figure.high is not None and math.isfinite(figure.low[at] + figure.high[at]):
+        if figure.low is not None and figure.high is not None:
             parts.append(whisker(5, middle, frame.y(figure.low[at]), frame.y(figure.high[at])))
         short = name if len(name) <= longest else name[: longest - 1] + "…"
         parts.append(
             tag("text", tag("title", name), short, class_="tick", x=middle, y=frame.bottom + 15, text_anchor="middle")
         )
-    if figure.reference is not None:
-        value, name = figure.reference
+    if reference is not None:
+        value, name = reference
         at_y = frame.y(value)
         parts.append(tag("line", class_="ideal", x1=frame.left, x2=frame.right, y1=at_y, y2=at_y))
         parts.append(tag("text", name, class_="tick", x=frame.right, y=at_y - 4, text_anchor="end"))

@@ -35,7 +35,6 @@ def draw_forest(figure: Forest, *, title: str, words: str, mark: str) -> tuple[M
         told = f"{name}: {point(found)} {interval(found)}".strip()
         parts.append(tag("text", tag("title", told), short, class_="tick", x=left - 8, y=y + 4, text_anchor="end"))
         clear = not figure.zero or math.isnan(found.low) or not found.low <= 0 <= found.high
-        if not math.isnan(found.low):
-            parts.append(whisker(0 if clear else 5, 0, frame.x(found.low), frame.x(found.high), across=True, y=y))
+        parts.append(whisker(0 if clear else 5, 0, frame.x(found.low), frame.x(found.high), across=True, y=y))
         parts.append(marker(0 if clear else 5, frame.x(found.value), y, told, size=4))
     return drawing(*parts, title=title, words=words, mark=mark, height=height), None

@@ -62,12 +62,12 @@ class Frame:
         low, high = self.x_range
         if self.log_x:
             low, high, value = math.log(low), math.log(high), math.log(value)
-        return self.left + (value - low) / (high - low) * (self.right - self.left)
+        return self.left + _part(value, low, high) * (self.right - self.left)
 
     def y(self, value: float) -> float:
         """Where a value of y is."""
         low, high = self.y_range
-        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+        return self.bottom - _part(value, low, high) * (self.bottom - self.top)
 
     def axes(self, x_ticks: Sequence[float], y_ticks: Sequence[float], *, grid: bool = True) -> Markup:
         """Ticks with their numbers, lines across, and the names of both axes."""
@@ -88,6 +88,11 @@ class Frame:
         if self.y_label:
             parts.append(tag("text", self.y_label, class_="name", x=4, y=13))
         return join(*parts)
+
+
+def _part(value: float, low: float, high: float) -> float:
+    """How far along an axis a value is; what is beyond all measure stands just outside of the plane."""
+    return min(max((value - low) / (high - low), -0.04), 1.04)
 
 
 def drawing(*parts: Markup, title: str, words: str, mark: str, height: float = HEIGHT) -> Markup:
@@ -153,7 +158,9 @@ def marker(which: int, x: float, y: float, words: str = "", *, size: float = 3.5
 
 
 def whisker(which: int, x: float, y_low: float, y_high: float, *, across: bool = False, y: float = 0.0) -> Markup:
-    """An interval: upright at x, or from one x to another at height y if `across`."""
+    """An interval: upright at x, or from one x to another at height y if `across`; nothing where an end is unknown."""
+    if math.isnan(y_low) or math.isnan(y_high):
+        return Markup("")
     look = f"w c{which % LOOKS}"
     if across:
         return tag("line", class_=look, x1=y_low, x2=y_high, y1=y, y2=y)

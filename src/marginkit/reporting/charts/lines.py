@@ -9,7 +9,7 @@ from markupsafe import Markup
 from marginkit.reporting.blocks import Lines, Series
 from marginkit.reporting.charts.frame import LOOKS, Frame, drawing, legend, marker, route
 from marginkit.reporting.elements import tag
-from marginkit.reporting.numbers import log_ticks, number, spread, ticks
+from marginkit.reporting.numbers import BEYOND, log_ticks, number, spread, ticks
 
 _FEW_POINTS = 24
 _MOST_POINTS = 400
@@ -39,8 +39,8 @@ def thinned(series: Series, most: int = _MOST_POINTS) -> Series:
 
 def draw_lines(figure: Lines, *, title: str, words: str, mark: str) -> tuple[Markup, Markup | None]:
     """The picture, and its legend if there are several lines."""
-    series = [thinned(one) for one in figure.series]
-    places = [place for one in series for place in one.points if not figure.log_x or place[0] > 0]
+    series = [thinned(_with_a_place(one, log_x=figure.log_x)) for one in figure.series]
+    places = [place for one in series for place in one.points]
     if not any(math.isfinite(y) for _, y in places):
         return tag("p", "There is nothing to draw yet.", class_="empty"), None
     bands = [edge for one in series for edge in (*(one.low or ()), *(one.high or ()))]
@@ -56,16 +56,25 @@ def draw_lines(figure: Lines, *, title: str, words: str, mark: str) -> tuple[Mar
     for which, one in enumerate(series):
         parts += _band(frame, one, which)
         look = f"l c{which % LOOKS}{' dashed' if one.dashed else ''}"
-        at = [(frame.x(x), frame.y(y)) for x, y in one.points if not figure.log_x or x > 0]
+        at = [(frame.x(x), frame.y(y)) for x, y in one.points]
         parts.append(tag("path", class_=look, d=route(at)))
         if len(one.points) <= _FEW_POINTS:
             parts += [
                 marker(which, *place, f"{one.name}: {number(y)} at {number(x)}")
-                for place, (x, y) in zip(at, [p for p in one.points if not figure.log_x or p[0] > 0], strict=True)
+                for place, (x, y) in zip(at, one.points, strict=True)
                 if math.isfinite(y)
             ]
     picture = drawing(*parts, title=title, words=words, mark=mark)
     return picture, legend([(one.name, one.dashed) for one in series]) if len(series) > 1 else None
+
+
+def _with_a_place(one: Series, *, log_x: bool) -> Series:
+    """Without the points that have no place on the axis of x."""
+    here = [at for at, (x, _) in enumerate(one.points) if abs(x) < BEYOND and (not log_x or x > 1 / BEYOND)]
+    if len(here) == len(one.points):
+        return one
+    low, high = (None if edge is None else [edge[at] for at in here] for edge in (one.low, one.high))
+    return Series(one.name, [one.points[at] for at in here], low, high, one.dashed)
 
 
 def _band(frame: Frame, one: Series, which: int) -> list[Markup]:

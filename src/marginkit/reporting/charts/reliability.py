@@ -19,7 +19,7 @@ def draw_reliability(figure: Reliability, *, title: str, words: str, mark: str) 
     drawn = [(name, list(bins)) for name, bins in figure.bins if bins]
     if not drawn:
         return tag("p", "No pair has a label that a probability could be held against.", class_="empty"), None
-    lowest = min(min(one.low, one.outcome) for _, bins in drawn for one in bins)
+    lowest = min(end for _, bins in drawn for one in bins for end in (one.low, one.outcome) if math.isfinite(end))
     y_range = (min(0.4, math.floor(lowest * 10) / 10), 1.0)
     frame = Frame((0.5, 1.0), y_range, "confidence (what the model says)", "right (what came of it)", height=300)
     parts = [frame.axes(ticks(0.5, 1.0), ticks(*y_range))]
