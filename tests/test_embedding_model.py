@@ -180,6 +180,7 @@ def test_a_run_is_an_ordinary_run(graded: Groups, tmp_path: Path) -> None:
     data = [*RUN, store, f"data.train={tmp_path / 'graded.jsonl'}", "target.gamma=0.8", "train.control=bt"]
     run = mk.train("mmpo_rm", [*data, f"out={tmp_path / 'a'}"])
     names = {"config.yaml", "manifest.json", "log.jsonl", "model", "tables", "metrics.json", "control"}
+    names |= {"report.html", "report.md"}
     assert {path.name for path in run.path.iterdir()} == names
     assert {path.name for path in run.checkpoint.iterdir()} == {"README.md", "config.json", "head.safetensors"}
     assert run.control is not None

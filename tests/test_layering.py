@@ -42,6 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "requirements": {"assembly", "config", "control", "embedding_run", "errors", "neighbours", "reward_scores"},
     "arguments": {"batching", "config", "data.encoded", "errors"},
     "control": {"assembly", "config", "registry", "errors"},
+    "gap_measure": {"core", "data.encoded", "errors", "models.packing"},
+    "mistaken_texts": {"evaluation", "groups", "records", "tables"},
     "neighbours": {"core", "models.packing", "errors"},
     "rundir": {"data", "records", "groups", "tables", "registry", "config", "errors", "preparing"},
 }
@@ -69,7 +71,8 @@ ALLOWED["scoring"] = MODELS_AND_DATA | {"passes"}
 ALLOWED["cost"] = {"data.encoded", "models", "scoring"}
 ALLOWED["speed"] = set()
 ALLOWED["steps"] = {"batching", "data.encoded"}
-ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "cost", "metering", "neighbours", "passes", "speed", "steps"}
+ALLOWED["training"] = MODELS_AND_DATA | {"callbacks", "cost", "gap_measure", "metering", "neighbours"}
+ALLOWED["training"] |= {"passes", "speed", "steps"}
 ALLOWED["memory"] = MODELS_AND_DATA | {"scoring"}
 FORECAST = {"embedding_run", "gamma_run", "preparing", "requirements", "setup"}
 ALLOWED["dry_run"] = MODELS_AND_DATA | FORECAST | {"cost", "memory", "passes", "scoring"}
@@ -95,7 +98,7 @@ ALLOWED["gamma"] = {"data.grades", "gamma_fits", "records", "errors"}
 ALLOWED["gamma_trained"] = ALLOWED["crossfit"] | {"crossfit", "gamma"}
 ALLOWED["gamma_run"] = ALLOWED["gamma_trained"] | {"embedding_run", "gamma_trained", "preparing", "rundir"}
 ALLOWED["metering"] = {"core", "models", "evaluation.calibration"}  # calibration is numpy
-ALLOWED["callbacks"] = {"progress"}
+ALLOWED["callbacks"] = {"gap_measure", "progress"}
 ALLOWED["demo_result"] = {"kitchen", "records"}
 ALLOWED["listing"] = {"registry"}
 ALLOWED["card"] = {"config", "errors"}

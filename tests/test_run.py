@@ -143,7 +143,7 @@ def test_at_step_0_the_gap_is_0(starts: Callable[[str], str], tmp_path: Path) ->
     ):
         if name != "full":
             train("dpo", settings(start, out, *more, *options), train=GROUPS)
-        first = tiny.log_lines(out)[0]
+        first = tiny.training_lines(out)[0]
         assert first["step"] == 1
         assert abs(first["rewards/margins"]) / 0.1 < 1e-3, name
         assert first["loss"] == pytest.approx(0.693147, abs=1e-4), name
@@ -153,7 +153,7 @@ def test_at_step_0_the_gap_is_0(starts: Callable[[str], str], tmp_path: Path) ->
 def test_bfloat16_autocast_trains_on_a_cpu(starts: Callable[[str], str], tmp_path: Path) -> None:
     """train.precision=bf16: the first gap is within 0.1 nat, the weights stay float32, the settings say so."""
     run = train("dpo", settings(starts("llama"), tmp_path / "out", "train.precision=bf16"), train=GROUPS)
-    assert abs(tiny.log_lines(run.path)[0]["rewards/margins"]) / 0.1 < 0.1
+    assert abs(tiny.training_lines(run.path)[0]["rewards/margins"]) / 0.1 < 0.1
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["reference"]["settings"]["autocast"] == "bfloat16"
     from safetensors.torch import load_file

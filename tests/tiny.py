@@ -380,6 +380,11 @@ def log_lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
 
 
+def training_lines(out: Path) -> list[dict[str, Any]]:
+    """What a run logged of its training steps."""
+    return [line for line in log_lines(out) if "loss" in line]
+
+
 # ------------------------------------------------------------------------------------------------------- processes
 
 _SERVER = multiprocessing.get_context("forkserver")

@@ -35,6 +35,7 @@ _WHERE = {
     "score": "run",
     "sample": "generate",
     "evaluate": "evaluation.metrics",
+    "report": "reporting.reports",
     "BadInput": "errors",
     "RunFailed": "errors",
 }
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from marginkit.records import Rating as Rating
     from marginkit.records import Response as Response
     from marginkit.records import Turn as Turn
+    from marginkit.reporting.reports import report as report
     from marginkit.run import score as score
     from marginkit.run import train as train
     from marginkit.signals import collect_signals as collect_signals

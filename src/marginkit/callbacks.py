@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+from marginkit.gap_measure import snapshot
 from marginkit.progress import progress
 
 
@@ -61,6 +63,14 @@ class Clock(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One more optimizer step."""
         self.speed.stop()
+
+
+def note_snapshot(log_file: Path, step: int, measure: str, table: Mapping[str, Any]) -> None:
+    """Append gap against target at one evaluation to `snapshots.jsonl`, beside the log."""
+    found = snapshot(measure, table["apart"], table["chosen"] - table["rejected"]) if "apart" in table else None
+    if found is not None:
+        with log_file.with_name("snapshots.jsonl").open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps({"step": step, **found}) + "\n")
 
 
 class LogFile(TrainerCallback):

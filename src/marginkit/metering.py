@@ -22,10 +22,11 @@ class Meter:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, name: str, values: Tensor, count: float | None = None) -> None:
+    def add(self, name: str, values: Tensor, count: float | Tensor | None = None) -> None:
         """Add values; `count` says how many they stand for."""
         number = number_dtype(values.device)
-        counted = values.new_tensor(float(values.numel()) if count is None else count, dtype=number)
+        size = float(values.numel()) if count is None else count
+        counted = torch.as_tensor(size, dtype=number, device=values.device)
         both = torch.stack([values.detach().to(number).sum(), counted])
         self.sums[name] = self.sums[name] + both if name in self.sums else both
 
@@ -35,13 +36,18 @@ class Meter:
         table = torch.stack([self.sums.get(name, empty).cpu().double() for name in names])
         table = accelerator.reduce(table.to(accelerator.device, torch.float32), "sum").cpu().double()
         self.sums = {}
-        return {name: float(total / count) for name, (total, count) in zip(names, table, strict=True) if count > 0}
+        means = {name: float(total / count) for name, (total, count) in zip(names, table, strict=True) if count > 0}
+        if SPREAD in means:  # summed as squares, which add up over ranks
+            means[SPREAD] = math.sqrt(max(means[SPREAD] - means["rewards/margins"] ** 2, 0.0))
+        return means
 
 
+SPREAD = "rewards/margins_std"
 PAIR_METRICS = (
     "rewards/chosen",
     "rewards/rejected",
     "rewards/margins",
+    SPREAD,
     "rewards/accuracies",
     "logps/chosen",
     "logps/rejected",
@@ -79,6 +85,7 @@ def measure(meter: Meter, recipe: Loss, result: PairLoss, scores: SequenceScores
     add("rewards/chosen", value[keep, 0])
     add("rewards/rejected", value[keep, 1])
     add("rewards/margins", gap)
+    add(SPREAD, gap**2)
     add("rewards/accuracies", gap > 0)
     if scores.logp is not None:
         add("logps/chosen", scores.logp[batch["pairs"][:, 0]][keep])
@@ -98,9 +105,14 @@ def measure(meter: Meter, recipe: Loss, result: PairLoss, scores: SequenceScores
 
 
 def rows_of(
-    recipe: Loss, result: PairLoss, weighted: Tensor, scores: SequenceScores, batch: Batch
+    recipe: Loss,
+    result: PairLoss,
+    weighted: Tensor,
+    scores: SequenceScores,
+    batch: Batch,
+    apart: Tensor | None = None,
 ) -> dict[int, dict[str, list[float]]]:
-    """Values of every pair and response, by the group's row: an id need not be unique."""
+    """Values of every pair and response, by the group's row (an id need not be unique); `apart`: see `GapMeasure`."""
     per_response: dict[str, Tensor] = {}
     per_pair: dict[str, Tensor] = {}
     shares = per_response if recipe.per == "response" else per_pair
@@ -113,6 +125,8 @@ def rows_of(
         if scores.logp is not None:
             both = scores.logp[batch["pairs"]]
             per_pair |= {"logp_chosen": both[:, 0], "logp_rejected": both[:, 1]}
+        if apart is not None:
+            per_pair["apart"] = apart
     rows: dict[int, dict[str, list[float]]] = {
         number: {name: [] for name in (*per_response, *per_pair)} for number in batch["rows"]
     }
@@ -145,6 +159,7 @@ def summarise(table: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
     for name, column in (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")):
         metrics[name] = float(table[column][kept].mean()) if kept.any() else math.nan
     metrics["rewards/margins"] = float(gap[kept].mean()) if kept.any() else math.nan
+    metrics[SPREAD] = float(gap[kept].std()) if kept.any() else math.nan
     if clear.any():
         metrics["rewards/accuracies"] = float(
             ((gap > 0) == (table["label"] > 0.5))[clear & (gap != 0)].sum() / clear.sum()

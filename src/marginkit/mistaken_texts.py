@@ -1,4 +1,4 @@
-"""The texts of the pairs a model is most wrong about, kept beside its tables, so that a page needs neither data nor model."""
+"""The texts of the pairs a model is most wrong about, kept beside its tables: a page needs neither data nor model."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,19 @@ from marginkit.cost import measured_peak
 from marginkit.embedding_run import check_head, fit_head
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
+from marginkit.evaluation.diagnosis import Diagnosis
 from marginkit.evaluation.metrics import Evaluation, evaluate
 from marginkit.gamma_run import gamma_at, keep_gamma, settle_gamma
 from marginkit.groups import Groups, write_groups
 from marginkit.memory import estimate, wants_checkpointing
+from marginkit.mistaken_texts import write_mistakes
 from marginkit.preparing import Splits, prepare
 from marginkit.records import Estimate
 from marginkit.reference import join_reference
+from marginkit.reporting.reports import diagnoses_of
+from marginkit.reporting.run_page import run_page
+from marginkit.reporting.runs import read_record
+from marginkit.reporting.writing import write_page
 from marginkit.requirements import check_model
 from marginkit.reward_scores import join_reward_scores
 from marginkit.run_scores import score_run
@@ -52,6 +58,8 @@ class Run:
         control: the hard-label twin, if one was trained.
         differences: this run - control, on the same pairs.
         seconds: wall time.
+        page: `report.html` of the run; None where it could not be drawn, and in other processes than the first.
+        diagnosis: what its training shows, the gravest first.
     """
 
     path: Path
@@ -61,6 +69,8 @@ class Run:
     control: Run | None = None
     differences: Mapping[str, Estimate] = field(default_factory=dict)
     seconds: float = 0.0
+    page: Path | None = None
+    diagnosis: Sequence[Diagnosis] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result of `marginkit train`."""
@@ -69,6 +79,8 @@ class Run:
             "checkpoint": str(self.checkpoint),
             "metrics": None if self.metrics is None else self.metrics.to_json(),
             "seconds": round(self.seconds, 1),
+            "page": None if self.page is None else str(self.page),
+            "diagnosis": [one.to_json() for one in self.diagnosis],
         }
         if self.control is not None:
             result["control"] = self.control.to_json()
@@ -128,7 +140,7 @@ def train(
             shutil.rmtree(out)  # made a moment ago for a run that never began
         raise
     if config.train.control is None:
-        return run
+        return _looked_back(run, state)
     twin = twin_of(config, config.train.control, out / "control")
     log.info("control: %s on the same data, from the same start", twin.recipe)
     control_out = out / "control"
@@ -139,7 +151,22 @@ def train(
     differences: Mapping[str, Estimate] = {}
     if run.metrics is not None:
         differences = compare(out / "tables", control_out / "tables")
-    return Run(out, config, run.checkpoint, run.metrics, control, differences, run.seconds + control.seconds)
+    both = Run(out, config, run.checkpoint, run.metrics, control, differences, run.seconds + control.seconds)
+    return _looked_back(both, state)
+
+
+def _looked_back(run: Run, state: PartialState) -> Run:
+    """The run with its page and with what its training shows."""
+    if not state.is_main_process:
+        return run
+    try:
+        record = read_record(run.path)
+        found = diagnoses_of(record)
+        page = write_page(run_page(record, found), run.path / "report.html")
+    except Exception as error:  # a page that cannot be drawn must not take the run with it
+        log.warning("%s: its page could not be drawn (%s: %s)", run.path, type(error).__name__, error)
+        return run
+    return replace(run, page=page, diagnosis=found)
 
 
 def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state: PartialState) -> Run:
@@ -167,7 +194,10 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
     log.info("%s; layout: %s", setup.words, setup.rung)
     config = without_idle_warmup(config, len(setup.plan))
     config = _with_checkpointing(config, setup, state)
+    checkpoint = last_checkpoint(out)
     arguments = training_arguments(config, out, precision=setup.precision.name, has_eval="eval" in encoded)
+    # where training starts from: "fell by 14 nats" needs an origin
+    arguments.eval_on_start = arguments.eval_strategy != "no" and checkpoint is None
     per = setup.per
     speed = Speedometer(measured_peak(setup.precision) * state.num_processes)
     if state.is_main_process:
@@ -189,7 +219,6 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         rung=setup.rung,
         speed=speed,
     )
-    checkpoint = last_checkpoint(out)
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -264,6 +293,7 @@ def _judge(config: RunConfig, out: Path, splits: Splits) -> Evaluation | None:
         return None
     scores = score_run(out, held, shared=False)  # the other ranks wait for this one
     scores.save(out / "tables")
+    write_mistakes(held, scores, out / "tables")
     if config.kind != "sft" and not scores.pairs.num_rows:
         log.info("no pairs in the held-out data: nothing is judged (the scores are in %s)", out / "tables")
         return None

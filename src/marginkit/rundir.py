@@ -6,7 +6,9 @@ log.jsonl       one line a log
 start/          the fresh model, if one was made
 checkpoints/    of transformers.Trainer
 model/          the trained model: transformers (or PEFT) loads it as it is
-tables/         responses.parquet, pairs.parquet
+tables/         responses.parquet, pairs.parquet, mistakes.jsonl (texts of held-out pairs)
+report.html     the page about it, report.md beside it
+snapshots.jsonl gap against target, one line an evaluation
 metrics.json    the evaluation; a run that has it is finished
 """
 

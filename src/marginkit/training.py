@@ -23,12 +23,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from marginkit.batching import BatchPlan, MicroBatch
-from marginkit.callbacks import Clock, EpochOrder, LogFile, ProgressBar
+from marginkit.callbacks import Clock, EpochOrder, LogFile, ProgressBar, note_snapshot
 from marginkit.core.loss import Loss, PairLoss
 from marginkit.core.tensors import Labels, SequenceScores
 from marginkit.cost import cost_of, pair_tokens
 from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import RunFailed
+from marginkit.gap_measure import GRADIENT_METRICS, apart, measure_of, weigh
 from marginkit.metering import Meter, measure, metrics_of, names_of, rows_of, summarise
 from marginkit.models.packing import BY_PRODUCTS, Batch, Rung, labels_of, number_dtype
 from marginkit.models.scorer import teach
@@ -77,13 +78,12 @@ class MarginTrainer(Trainer):
         speed: Speedometer | None = None,
     ) -> None:
         self.recipe = loss
-        self.per = per
-        self.plan = plan
-        self.rung, self.speed = rung, speed
-        self.cost = cost_of(model)
+        self.per, self.plan = per, plan
+        self.rung, self.speed, self.cost = rung, speed, cost_of(model)
         self.pad_id: int = tokenizer.pad_token_id
         self.sampler = StepSampler(plan, args.process_index)
         self.meter = Meter()
+        self.log_file, self.gaps = log_file, measure_of(loss, train_groups)
         self.step_rows: list[tuple[list[str], Tensor]] = []
         super().__init__(
             model=teach(model),
@@ -97,10 +97,9 @@ class MarginTrainer(Trainer):
         self.neighbours = Neighbours(loss, population, population_window, self.accelerator) if loss.coupled else None
         for printer in (PrinterCallback, ProgressCallback):
             self.remove_callback(printer)
-        if speed is not None:
-            self.add_callback(Clock(speed))
-        if log_file is not None:
-            self.add_callback(LogFile(log_file))
+        given = ([Clock(speed)] if speed is not None else []) + ([LogFile(log_file)] if log_file is not None else [])
+        for callback in given:
+            self.add_callback(callback)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Shard float32 and compute under autocast, as with one process.
@@ -275,6 +274,7 @@ class MarginTrainer(Trainer):
         self.step_rows.append((names_of(batch, self.recipe.per), result.total.detach()))
         if batch["real"]:
             measure(self.meter, self.recipe, result, scores, batch)
+            weigh(self.meter, self.gaps, self.recipe, batch, result, total)
         loss: Tensor = total / num_items_in_batch * self.accelerator.num_processes
         return loss
 
@@ -330,7 +330,7 @@ class MarginTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add our metrics to a training log line, reduced over ranks once."""
         if "loss" in logs:
-            logs = logs | self.meter.reduce(self.accelerator, metrics_of(self.recipe))
+            logs = logs | self.meter.reduce(self.accelerator, (*metrics_of(self.recipe), *GRADIENT_METRICS))
             logs["num_tokens"] = float(self.state.num_input_tokens_seen)
             logs |= {} if self.speed is None else self.speed.recent()
         super().log(logs, start_time)
@@ -363,6 +363,8 @@ class MarginTrainer(Trainer):
             for name in next(iter(rows.values()), {})
         }
         metrics = summarise(table)
+        if self.gaps and self.log_file and self.is_world_process_zero():
+            note_snapshot(self.log_file, self.state.global_step, self.gaps.name, table)
         return EvalLoopOutput(
             predictions=None,  # type: ignore[arg-type]
             label_ids=None,
@@ -372,7 +374,8 @@ class MarginTrainer(Trainer):
 
     def _rows(self, scores: SequenceScores, batch: Batch) -> dict[int, dict[str, list[float]]]:
         result = self._pair_loss(scores, batch, training=False)
-        return rows_of(self.recipe, result, self._weighted(result, batch), scores, batch)
+        weighted, far = self._weighted(result, batch), apart(self.gaps, self.recipe, batch)
+        return rows_of(self.recipe, result, weighted, scores, batch, far)
 
     # -- the state of recipes that look at other pairs
 

@@ -94,8 +94,8 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(
     monkeypatch.undo()
     again = train(recipe, settings, train=GROUPS)
     assert tiny.weights_digest(again.checkpoint) == tiny.weights_digest(whole.checkpoint)
-    before = {line["step"]: line["loss"] for line in tiny.log_lines(whole.path) if "loss" in line}
-    after_all = {line["step"]: line["loss"] for line in tiny.log_lines(again.path) if "loss" in line}
+    before = {line["step"]: line["loss"] for line in tiny.training_lines(whole.path)}
+    after_all = {line["step"]: line["loss"] for line in tiny.training_lines(again.path)}
     assert after_all == before
     assert len(before) == 6
 

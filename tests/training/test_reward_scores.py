@@ -433,7 +433,7 @@ def test_a_policy_is_trained_with_the_weights_of_a_reward_model(rm: Path, policy
     assert float(made.weight.std()) > 0.01
     kept = ~tie
     wanted = float((weight * made.weight)[kept].sum() / kept.sum()) * log(2.0)
-    assert tiny.log_lines(run.path)[0]["loss"] == pytest.approx(wanted, rel=1e-4)
+    assert tiny.training_lines(run.path)[0]["loss"] == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_control_keeps_the_reward_model_only_if_it_reads_it(rm: Path, policy: str, tmp_path: Path) -> None:

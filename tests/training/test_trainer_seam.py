@@ -210,7 +210,7 @@ def test_logged_metrics_are_means_over_the_pairs_of_the_logged_steps(tmp_path: P
         config = tiny.configured("mmpo", "target.gamma=0.6", *layout, "train.learning_rate=0", "train.logging_steps=2")
         trainer = tiny.trainer(tiny.model("llama"), config, groups, tmp_path / name)
         trainer.train()
-        (line,) = (line for line in tiny.log_lines(tmp_path / name) if "loss" in line)
+        (line,) = tiny.training_lines(tmp_path / name)
         logged.append(line)
     gaps = [
         0.6 * (group.grade[i] - group.grade[j])
@@ -258,7 +258,7 @@ def test_dropout_is_off_for_preferences_and_on_for_sft(tmp_path: Path) -> None:
     def first(recipe: str, name: str, *more: str) -> float:
         out = tmp_path / name
         train(recipe, settings(start, out, "train.max_steps=1", "train.save_strategy=no", *more), train=GROUPS)
-        return float(tiny.log_lines(out)[0]["loss"])
+        return float(tiny.training_lines(out)[0]["loss"])
 
     assert first("dpo", "dpo") == pytest.approx(math.log(2), abs=1e-5)
     assert abs(first("dpo", "dpo-on", "train.disable_dropout=false") - math.log(2)) > 1e-3

@@ -22,6 +22,7 @@ from marginkit.cli import selecting as selecting
 from marginkit.cli import training as training
 from marginkit.cli import sampling as sampling
 from marginkit.cli import judging as judging
+from marginkit.cli import reporting as reporting
 from marginkit.cli import demonstration as demonstration
 from marginkit.cli import catalogue as catalogue
 # isort: on

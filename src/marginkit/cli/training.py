@@ -59,4 +59,8 @@ def train(
 
         show_evaluation(f"control: {run.control.config.recipe}, same start, data and steps", run.control.metrics)
         say(verdict(run.differences, names=(config.recipe, run.control.config.recipe)))
+    for one in [one for one in run.diagnosis if one.level in ("bad", "warning")][:3]:
+        say(f"- {one.says}{f' Try: {one.advice}' if one.advice else ''}")
     say(f"model: {run.checkpoint}   run: {run.path}   {run.seconds:.0f} s")
+    if run.page is not None:
+        say(f"page: {run.page}")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
+from marginkit.evaluation.diagnosis import Diagnosis
 from marginkit.evaluation.metrics import Evaluation
 from marginkit.reporting.blocks import Block, Chart, Forest, Level, Page, Prose, Section, Verdict
 from marginkit.reporting.judged import (
@@ -28,8 +29,10 @@ from marginkit.reporting.trained import (
     settings_section,
 )
 
+_SAID_ELSEWHERE = ("chance", "twin")  # by the page's verdicts on accuracy and on the twin
 
-def run_page(record: RunRecord, diagnoses: Sequence[Verdict] = ()) -> Page:
+
+def run_page(record: RunRecord, diagnoses: Sequence[Diagnosis] = ()) -> Page:
     """The page of one run, or of one folder of tables.
 
     Args:
@@ -46,12 +49,13 @@ def run_page(record: RunRecord, diagnoses: Sequence[Verdict] = ()) -> Page:
     if record.benchmarks:
         sections.append(benchmarks_section([record]))
     sections.append(curves_section(record))
-    if diagnoses:
-        sections[-1] = Section(sections[-1].title, [*diagnoses, *sections[-1].blocks], sections[-1].anchor)
+    signs = [Verdict(one.level, one.says, one.advice) for one in diagnoses if one.topic not in _SAID_ELSEWHERE]
+    if signs:
+        sections[-1] = Section(sections[-1].title, [*signs, *sections[-1].blocks], sections[-1].anchor)
     sections += [mistakes_section(record), data_section(record), settings_section(record)]
     sections += [cost_section(record), repeat_section(record)]
     verdicts = [*judged_verdicts(record), *([twin_verdict] if twin_verdict else [])]
-    grave = [one for one in diagnoses if one.level in ("bad", "warning")]
+    grave = [one for one in signs if one.level in ("bad", "warning")]
     return Page(_title(record), _lead(record), [*verdicts, *grave[:3]], sections, footer())
 
 
