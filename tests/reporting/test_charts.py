@@ -49,7 +49,7 @@ def assert_drawn(figure: Figure) -> None:
                 assert -50 <= float(element.attrib[name]) <= height + 50, (element.tag, element.attrib)
         for name in ("d", "points"):
             assert not re.search("nan|inf|None", element.attrib.get(name, ""))
-        assert not element.tag == "rect" or float(element.attrib["width"]) >= 0 <= float(element.attrib["height"])
+        assert element.tag != "rect" or float(element.attrib["width"]) >= 0 <= float(element.attrib["height"])
 
 
 def estimate(values: Sequence[float]) -> Estimate:

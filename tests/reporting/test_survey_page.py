@@ -79,7 +79,7 @@ def test_bad_places_are_told_before_anything_is_read(
 def test_figures_of_few_and_of_many_grades(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Up to ten different grades are bars, more a histogram; shares add up to one; no names where there are no grades."""
+    """Up to ten different grades are bars, more a histogram; shares add up to one."""
     monkeypatch.chdir(tmp_path)
     for name, grades in (("few", [1, 2, 5]), ("many", [at / 7 for at in range(60)])):
         rows = [

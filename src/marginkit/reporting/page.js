@@ -22,6 +22,7 @@
     const body = table.tBodies[0];
     if (!body || body.rows.length < 3) continue;
     for (const head of table.tHead.rows[0].cells) {
+      if (!head.textContent.trim()) continue;
       const sort = document.createElement("button");
       sort.type = "button";
       sort.className = "sort";

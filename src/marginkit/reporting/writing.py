@@ -25,7 +25,8 @@ def write_page(page: Page, path: str | Path) -> Path:
         The path of the HTML file.
 
     Raises:
-        BadInput: the path does not end in .html, its folder is missing, or a file that is no page of ours lies there or beside it.
+        BadInput: the path does not end in .html, its folder is missing, or a file that is no page of ours lies there or
+            beside it.
     """
     target = check_page_path(path)
     beside = target.with_suffix(".md")
