@@ -189,6 +189,10 @@ class Answers:
                 "`marginkit benchmark prompts`, or say --missing empty for empty answers, which a judge counts as lost"
             )
 
+    def lacking(self, questions: Iterable[Question]) -> int:
+        """How many questions have no answer."""
+        return sum(question.turns not in self._found for question in questions)
+
     def of(self, question: Question) -> tuple[str, ...]:
         """The answers to all turns of a question; empty where there is none."""
         return self._found.get(question.turns, ("",) * len(question.turns))
