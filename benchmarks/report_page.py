@@ -89,9 +89,10 @@ def main(sizes: list[int]) -> None:
             drawn = time.perf_counter() - begin - built
             target = folder / "report.html"
             target.write_text(html, encoding="utf-8")
+            size = len(html.encode()) / 1e6
             loaded, painted = opening(tab, target)
             print(
-                f"{count:,} pairs: judged in {built:.1f} s, drawn in {drawn:.1f} s; HTML {len(html.encode()) / 1e6:.2f} MB, "
+                f"{count:,} pairs: judged in {built:.1f} s, drawn in {drawn:.1f} s; HTML {size:.2f} MB, "
                 f"Markdown {len(markdown.encode()) / 1e3:.0f} kB; seen after {painted:.2f} s, loaded after {loaded:.2f}"
             )
 

@@ -62,6 +62,16 @@ def test_the_demo_says_it_in_json_and_two_sentences(result: demo_result.DemoResu
     assert result.sentences[1] == demo_result.sentence("Policies", "DPO", result.differences["policy"])
 
 
+def test_the_demo_leaves_a_page(result: demo_result.DemoResult) -> None:
+    """In its folder, with both sentences as verdicts, and its Markdown beside it."""
+    assert result.page == result.out / "report.html"
+    assert result.page.read_text(encoding="utf-8").count('class="verdict ') == 3
+    told = " ".join(result.page.with_suffix(".md").read_text(encoding="utf-8").split())
+    assert "## Five models" in told
+    for sentence in result.sentences:
+        assert sentence.split("(")[0] in told
+
+
 def test_the_numbers_are_those_of_the_tables(result: demo_result.DemoResult) -> None:
     """|P - known P| and its difference, worked out again from the saved tables and the world."""
     world = w.make_world("high", prompts=12, demonstrations=48, dev=2, test=24, seed=3)
