@@ -27,11 +27,14 @@ def prompts(
     out: Annotated[Path, typer.Option(help="The .jsonl file to make, for marginkit sample.")] = Path("prompts.jsonl"),
     answers: Annotated[
         list[str] | None,
-        typer.Option("--answers", help="First answers, as sampled: write the second turn's prompts; repeatable."),
+        typer.Option("--answers", help="First answers, as sampled: write the second turn's prompts."),
     ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Plain text instead of chat turns, for a model without a chat template.")
     ] = False,
+    missing: Annotated[
+        str, typer.Option(help="error | empty: with --answers, of questions without one; empty asks no second turn.")
+    ] = "error",
     as_json: Json = False,
 ) -> None:
     """Write the questions of a benchmark as prompts for marginkit sample.
@@ -39,10 +42,11 @@ def prompts(
     MT-Bench takes two passes: draw the first turns, then write the prompts of the second with --answers. Its rows carry
     the temperature to draw at as their split: sample --split t0.7 --temperature 0.7.
     """
-    from marginkit.evaluation.answer_files import prompt_rows, read_questions
+    from marginkit.evaluation.answer_files import prompt_rows
+    from marginkit.evaluation.benchmark_questions import read_questions
 
     found = read_questions(name, questions)
-    rows = prompt_rows(name, found, None if answers is None else _groups(answers), plain=plain)
+    rows = prompt_rows(name, found, None if answers is None else _groups(answers), plain=plain, missing=missing)
     _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     splits = dict(Counter(row["split"] for row in rows if "split" in row))
     if as_json:
@@ -55,7 +59,7 @@ def prompts(
 
 @benchmark.command(
     "answers",
-    epilog="Example:  marginkit benchmark answers alpaca-eval alpaca_eval.json drawn.jsonl --model mine --out mine.json",
+    epilog="Example:  marginkit benchmark answers alpaca-eval questions.json drawn.jsonl --model me --out me.json",
 )
 def answers(
     name: Name,
@@ -75,9 +79,11 @@ def answers(
 ) -> None:
     """Write a model's answers in the form that a benchmark's judge reads.
 
-    Of MT-Bench give what was drawn for the second turn: the first answers stand in its prompts.
+    Of MT-Bench give what was drawn for the second turn: the first answers stand in its prompts. With --missing empty
+    give what was drawn for the first turn too.
     """
-    from marginkit.evaluation.answer_files import Answers, answer_rows, read_questions
+    from marginkit.evaluation.answer_files import Answers, answer_rows
+    from marginkit.evaluation.benchmark_questions import read_questions
 
     if tokenizer is not None and name != "arena-hard":
         raise BadInput("--tokenizer counts Arena-Hard's token_len; leave it out")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.judgment_files import JudgedRow, Paths, read_rows
+from marginkit.evaluation.benchmark_questions import Question
 from marginkit.records import Content, Group, Response
 
-Benchmark = Literal["mt-bench", "alpaca-eval", "arena-hard"]
-BENCHMARKS = ("mt-bench", "alpaca-eval", "arena-hard")
 CHOICES = ("only", "first", "best")
+MISSING = ("error", "empty")
 TEMPERATURES = {
     "writing": "0.7",
     "roleplay": "0.7",
@@ -31,77 +29,13 @@ _CODE = re.compile("```([^`]*)```")
 _SHOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One question of a benchmark.
-
-    Args:
-        id: as the benchmark names it; its place in the file for AlpacaEval.
-        turns: what the user says, turn by turn.
-        category: where the benchmark has categories.
-    """
-
-    id: str | int
-    turns: tuple[str, ...]
-    category: str | None = None
-
-
-def read_questions(benchmark: str, paths: Paths) -> list[Question]:
-    """Read the questions of a benchmark, from the file that its authors publish.
-
-    Args:
-        benchmark: mt-bench (`question_id, category, turns`), alpaca-eval (`instruction`: any file of outputs, too) or
-            arena-hard (`uid, category, prompt`; v0.1: `question_id, turns: [{content}]`).
-        paths: the file.
-
-    Raises:
-        BadInput: no such benchmark, a key is missing, a question stands there twice, or one is empty.
-    """
-    if benchmark not in BENCHMARKS:
-        raise BadInput(f"benchmark {benchmark!r}: is one of {', '.join(BENCHMARKS)}")
-    found: dict[str | int, Question] = {}
-    for at, row in enumerate(read_rows(paths)):
-        question = _QUESTION[benchmark](row, at)
-        if question.id in found:
-            row.refuse(f"question {question.id} stands here for the second time; give each question once")
-        if not question.turns or not all(turn.strip() for turn in question.turns):
-            row.refuse(f"question {question.id} is empty")
-        found[question.id] = question
-    return list(found.values())
-
-
-def _mt_bench_question(row: JudgedRow, _: int) -> Question:
-    turns = row.get("turns")
-    if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
-        row.refuse("'turns' is a list of texts")
-    category = row.value.get("category")
-    return Question(row.identifier("question_id"), tuple(turns), None if category is None else str(category))
-
-
-def _alpaca_eval_question(row: JudgedRow, at: int) -> Question:
-    return Question(at, (row.text("instruction"),))
-
-
-def _arena_hard_question(row: JudgedRow, at: int) -> Question:
-    if "uid" in row.value:
-        return Question(row.identifier("uid"), (row.text("prompt"),), row.text("category"))
-    turns = row.get("turns")
-    if not isinstance(turns, list) or not all(
-        isinstance(t, Mapping) and isinstance(t.get("content"), str) for t in turns
-    ):
-        row.refuse("'turns' is a list of {\"content\": text}")
-    return Question(row.identifier("question_id"), tuple(turn["content"] for turn in turns), "arena-hard-v0.1")
-
-
-_QUESTION: dict[str, Callable[[JudgedRow, int], Question]] = {
-    "mt-bench": _mt_bench_question,
-    "alpaca-eval": _alpaca_eval_question,
-    "arena-hard": _arena_hard_question,
-}
-
-
 def prompt_rows(
-    benchmark: str, questions: Sequence[Question], first: Iterable[Group] | None = None, *, plain: bool = False
+    benchmark: str,
+    questions: Sequence[Question],
+    first: Iterable[Group] | None = None,
+    *,
+    plain: bool = False,
+    missing: str = "error",
 ) -> list[dict[str, Any]]:
     """What `marginkit sample` reads: one prompt a question.
 
@@ -113,6 +47,7 @@ def prompt_rows(
         questions: of it.
         first: the first answers, as sampled, for the prompts of the second turn; None for those of the first.
         plain: plain text instead of chat turns, for models without a template; first turns only.
+        missing: of questions without a first answer: `error`, or `empty` to ask no second one.
 
     Returns:
         Rows of `prompt, id, subset, split`; questions with equal prompts share one.
@@ -128,9 +63,11 @@ def prompt_rows(
         raise BadInput("second turns are chat turns, of questions that have two; leave plain and the first answers out")
     answers = None if first is None else Answers(first, "only")
     if answers is not None:
-        answers.require((question.id, question.turns[:1]) for question in questions)
+        answers.require([(question.id, question.turns[:1]) for question in questions], missing)
     rows = []
     for question in questions:
+        if answers is not None and question.turns[:1] not in answers:
+            continue
         said = [{"role": "user", "content": question.turns[0]}]
         if answers is not None:
             said += [{"role": "assistant", "content": answers[question.turns[:1]][0]}]
@@ -171,31 +108,38 @@ class Answers:
             if self._found.setdefault(asked, answer) != answer:
                 raise BadInput(f"prompt {group.id} is answered in two ways; give the answers of one model and one pass")
 
+    def __contains__(self, asked: tuple[str, ...]) -> bool:
+        return asked in self._found
+
     def __getitem__(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         return self._found[asked]
 
-    def require(self, questions: Iterable[tuple[str | int, tuple[str, ...]]]) -> None:
-        """Refuse to go on where a question has no answer.
+    def require(self, questions: Sequence[tuple[str | int, tuple[str, ...]]], missing: str) -> None:
+        """Refuse to go on where a question has no answer, unless `missing` is `empty`.
 
         Raises:
             BadInput: names how many, and the first of them.
         """
-        asked = list(questions)
-        missing = [name for name, turns in asked if turns not in self._found]
-        if missing:
-            some = ", ".join(str(name) for name in missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        if missing not in MISSING:
+            raise BadInput(f"missing={missing!r}: is {' or '.join(MISSING)}")
+        names = [name for name, turns in questions if turns not in self]
+        if names and missing == "error":
+            some = ", ".join(str(name) for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
             raise BadInput(
-                f"{len(missing)} of {len(asked)} questions have no answer ({some}); draw them with the prompts of "
+                f"{len(names)} of {len(questions)} questions have no answer ({some}); draw them with the prompts of "
                 "`marginkit benchmark prompts`, or say --missing empty for empty answers, which a judge counts as lost"
             )
 
-    def lacking(self, questions: Iterable[Question]) -> int:
-        """How many questions have no answer."""
-        return sum(question.turns not in self._found for question in questions)
-
     def of(self, question: Question) -> tuple[str, ...]:
-        """The answers to all turns of a question; empty where there is none."""
-        return self._found.get(question.turns, ("",) * len(question.turns))
+        """The answers to all turns of a question; empty texts from the first that is missing on."""
+        for upto in range(len(question.turns), 0, -1):
+            if question.turns[:upto] in self:
+                return self[question.turns[:upto]] + ("",) * (len(question.turns) - upto)
+        return ("",) * len(question.turns)
+
+    def lacking(self, questions: Iterable[Question]) -> int:
+        """How many questions have no answer to their last turn."""
+        return sum(question.turns not in self for question in questions)
 
 
 def _turns(prompt: Content) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -256,10 +200,7 @@ def answer_rows(
     utils/add_markdown_info.py. Deviation: `answer_id` and `ans_id` are hashes of what they name, so that writing
     the file twice gives one file but for `tstamp`.
     """
-    if missing not in ("error", "empty"):
-        raise BadInput(f"missing={missing!r}: is error or empty")
-    if missing == "error":
-        answers.require((question.id, question.turns) for question in questions)
+    answers.require([(question.id, question.turns) for question in questions], missing)
     rows: list[dict[str, Any]] = []
     for question in questions:
         said = answers.of(question)
