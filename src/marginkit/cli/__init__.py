@@ -22,6 +22,7 @@ from marginkit.cli import selecting as selecting
 from marginkit.cli import training as training
 from marginkit.cli import sampling as sampling
 from marginkit.cli import judging as judging
+from marginkit.cli import evaluating as evaluating
 from marginkit.cli import benchmarks as benchmarks
 from marginkit.cli import benchmark_files as benchmark_files
 from marginkit.cli import best_of_n as best_of_n

@@ -1,16 +1,16 @@
-"""marginkit score and marginkit evaluate."""
+"""marginkit score."""
 
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from marginkit.cli.app import Columns, Json, MappingFile, app
-from marginkit.cli.rendering import assignments, say, say_json, show_evaluation, table
+from marginkit.cli.rendering import assignments, say, say_json
 from marginkit.errors import BadInput
 
 
@@ -51,42 +51,3 @@ def score(
         say_json(result)
     else:
         say(f"{result['responses']} responses, {result['pairs']} pairs -> {folder}")
-
-
-@app.command(epilog="Example:  marginkit evaluate runs/mmpo_rm-1 --against runs/bt-1")
-def evaluate(
-    scores: Annotated[Path, typer.Argument(help="A run directory, a folder of tables, or a pairs.parquet.")],
-    against: Annotated[Path | None, typer.Option(help="Another one on the same pairs: paired differences.")] = None,
-    bins: Annotated[int, typer.Option(help="Bins of the calibration errors.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Judge scores: accuracy, NLL, Brier, calibration with its noise floor, a length baseline, with intervals."""
-    from marginkit.evaluation.compare import compare, verdict
-    from marginkit.evaluation.metrics import evaluate as judge
-
-    evaluation = judge(_tables_at(scores), bins=bins, seed=seed)
-    result: dict[str, Any] = evaluation.to_json()
-    differences = None
-    if against is not None:
-        differences = compare(_tables_at(scores), _tables_at(against), seed=seed)
-        result["differences"] = {name: value.to_json() for name, value in differences.items()}
-        result["sentence"] = verdict(differences, names=(str(scores), str(against)))
-    if as_json:
-        say_json(result)
-        return
-    show_evaluation(str(scores), evaluation)
-    if differences is not None:
-        rows = [(name, str(value), f"n = {value.n}") for name, value in differences.items()]
-        table(f"{scores} - {against}, on the same pairs", ("difference", "value [95%]", ""), rows)
-        say(result["sentence"])
-
-
-def _tables_at(path: Path) -> Path:
-    if (path / "tables").is_dir():
-        return path / "tables"
-    if not path.exists():
-        raise BadInput(f"{path}: no such run, folder of tables or Parquet file")
-    if path.is_dir() and not (path / "pairs.parquet").is_file():
-        raise BadInput(f"{path}: holds no pairs.parquet; score it first with marginkit score")
-    return path

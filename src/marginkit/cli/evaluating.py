@@ -1,0 +1,185 @@
+"""marginkit evaluate: tables of scores, or models on files that they were not trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from marginkit.cli.app import Columns, Json, MappingFile, app
+from marginkit.cli.rendering import assignments, say, say_json, show_evaluation, table
+from marginkit.errors import BadInput
+
+if TYPE_CHECKING:
+    from marginkit.benchmarking import Judged
+    from marginkit.evaluation.compare import Comparison
+
+_EPILOG = (
+    "Examples:  marginkit evaluate runs/mmpo_rm-1 --against runs/bt-1\n\n"
+    "marginkit evaluate --model runs/bt-1 --model runs/mmpo_rm-1 --data eval_hhh.jsonl eval_llmbar.jsonl\n\n"
+    "marginkit evaluate --model runs/bt-1 --data reward-bench-2\n\n"
+    "marginkit evaluate --model gpt2 --rule avg --data pairs.jsonl --out judged"
+)
+
+
+@app.command(epilog=_EPILOG)
+def evaluate(
+    scores: Annotated[
+        list[str] | None,
+        typer.Argument(help="A run directory, a folder of tables, or a pairs.parquet; after --data more files."),
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Another one on the same pairs: paired differences.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A run or a saved model to judge on --data; repeatable.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A file of pairs or grades, reward-bench, or reward-bench-2; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where results are kept; default: in the run, under benchmarks/.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="How to read a model that is not a run.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Reference of a policy that is not a run.")] = None,
+    rule: Annotated[
+        Literal["sum", "avg"] | None,
+        typer.Option(help="Judge a policy without a reference, by its log-prob: summed, or a token's mean."),
+    ] = None,
+    on_overflow: Annotated[
+        Literal["drop", "cut_prompt_left"] | None,
+        typer.Option(help="Of texts that are too long for the model; default: as it was trained."),
+    ] = None,
+    column: Columns = None,
+    mapping: MappingFile = None,
+    bins: Annotated[int, typer.Option(help="Bins of the calibration errors.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Judge scores, or models on files: accuracy, NLL, calibration with its noise floor, a length baseline.
+
+    With --model and --data every model is scored on every file, one row each, and kept in RUN/benchmarks/; several
+    models are compared on the same pairs. Several processes share the work: accelerate launch -m marginkit evaluate ...
+    """
+    given = scores or []
+    if model is None and data is None:
+        for name, value in {"--out": out, "--recipe": recipe, "--reference": reference, "--rule": rule}.items():
+            if value is not None:
+                raise BadInput(f"{name} {value}: belongs to --model and --data; scores are judged as they are")
+        if len(given) != 1:
+            raise BadInput("name one run or folder of tables to judge, or a model with --model and files with --data")
+        _judge_scores(Path(given[0]), against, bins, seed, as_json)
+        return
+    if model is None or not data:
+        lacking = "--model" if model is None else "--data"
+        raise BadInput(f"{lacking} is missing: --model names what to judge, --data the files to judge it on")
+    if against is not None:
+        raise BadInput("--against: compares tables; to compare models on files give --model twice")
+    from marginkit.benchmarking import difference, judge_benchmark, read_benchmarks, result_folder
+    from marginkit.run_scores import open_scorer
+
+    models, sources = list(dict.fromkeys(model)), [*data, *given]
+    read = read_benchmarks(sources, columns=assignments(column), mapping=mapping, suffix=f"-{rule}" if rule else "")
+    scorers = [
+        open_scorer(one, recipe=recipe, reference=reference, rule=rule, on_overflow=on_overflow) for one in models
+    ]
+    folders = {(one, own.name): result_folder(one, own.name, out) for one in models for own in read}
+    judged: dict[str, list[Judged]] = {own.name: [] for own in read}
+    for one, scorer in zip(models, scorers, strict=True):
+        for own in read:
+            judged[own.name].append(judge_benchmark(scorer, own, folders[one, own.name], bins=bins, seed=seed))
+        scorer.close()
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    differences = [
+        (rows[0], other, difference(other, rows[0], seed=seed)) for rows in judged.values() for other in rows[1:]
+    ]
+    if as_json:
+        say_json(
+            {
+                "results": [one.result | {"folder": str(one.folder)} for rows in judged.values() for one in rows],
+                "differences": [
+                    {"name": one.benchmark, "model": other.model, "baseline": one.model, **found.to_json()}
+                    for one, other, found in differences
+                ],
+            }
+        )
+        return
+    _show([one for rows in judged.values() for one in rows], differences, several=len(models) > 1)
+
+
+def _show(rows: Sequence[Judged], differences: Sequence[tuple[Judged, Judged, Comparison]], *, several: bool) -> None:
+    heads = ("file", *(("model",) if several else ()), "pairs", "left out", "accuracy [95%]", "longer is better")
+    lines = []
+    for one in rows:
+        found, counts = one.evaluation, one.result["rows"]["left_out"]
+        lines.append(
+            (
+                one.benchmark,
+                *((one.model,) if several else ()),
+                str(found["accuracy"].n),
+                str(sum(counts.values()) or "-"),
+                str(found["accuracy"]),
+                f"{found['length_baseline'].value:.3f}" if "length_baseline" in found else "-",
+                str(found["nll"]),
+                f"{found['ece'].value:.3f}" if "ece" in found else "-",
+                f"{found['ece_floor'].high:.3f}" if "ece_floor" in found else "-",
+            )
+        )
+    table("Judged on files that were not trained on", (*heads, "NLL [95%]", "ECE", "its floor"), lines)
+    for one in rows:
+        if one.sections:
+            shown = [
+                (name, str(value), str(one.lengths.get(name, "-")), f"n = {value.n}")
+                for name, value in one.sections.items()
+            ]
+            title = f"{one.benchmark}: {one.model}"
+            table(title, ("section", "score [95%]", "longer is better", ""), shown)
+    for one in rows:
+        for reason, count in one.result["rows"]["left_out"].items():
+            say(f"{one.benchmark}, {one.model}: {count} left out ({reason})")
+    if differences:
+        told = [
+            (first.benchmark, f"{other.model} - {first.model}", str(found["accuracy"]), str(found["nll"]), _test(found))
+            for first, other, found in differences
+        ]
+        heads = ("file", "difference", "accuracy [95%]", "NLL [95%]", "McNemar")
+        table("Differences on the same pairs", heads, told)
+
+
+def _test(found: Comparison) -> str:
+    one = found.mcnemar
+    return "-" if one is None else f"{one.only_first} : {one.only_second}, p = {one.mid_p:.3f}"
+
+
+def _judge_scores(scores: Path, against: Path | None, bins: int, seed: int, as_json: bool) -> None:
+    from marginkit.evaluation.compare import compare, verdict
+    from marginkit.evaluation.metrics import evaluate as judge
+
+    evaluation = judge(_tables_at(scores), bins=bins, seed=seed)
+    result: dict[str, Any] = evaluation.to_json()
+    differences = None
+    if against is not None:
+        differences = compare(_tables_at(scores), _tables_at(against), seed=seed)
+        result["differences"] = {name: value.to_json() for name, value in differences.items()}
+        result["sentence"] = verdict(differences, names=(str(scores), str(against)))
+    if as_json:
+        say_json(result)
+        return
+    show_evaluation(str(scores), evaluation)
+    if differences is not None:
+        rows = [(name, str(value), f"n = {value.n}") for name, value in differences.items()]
+        table(f"{scores} - {against}, on the same pairs", ("difference", "value [95%]", ""), rows)
+        say(result["sentence"])
+
+
+def _tables_at(path: Path) -> Path:
+    if (path / "tables").is_dir():
+        return path / "tables"
+    if not path.exists():
+        raise BadInput(f"{path}: no such run, folder of tables or Parquet file")
+    if path.is_dir() and not (path / "pairs.parquet").is_file():
+        raise BadInput(f"{path}: holds no pairs.parquet; score it first with marginkit score")
+    return path
