@@ -22,6 +22,7 @@ import evidence_page as pages
 import torch
 from evidence_cells import BY_TRAINING, EARLY, END, QUICK, VOTES, Cell, Plan, cells
 from evidence_figures import RESAMPLES, File
+from evidence_later import LOG_ODDS, log_odds, with_larger_gammas
 from evidence_pictures import draw
 
 from marginkit.embedders import open_embedder
@@ -153,6 +154,21 @@ MMPO at the end of a long training, as it is, minus each of them:
 
 {others}
 
+## Asked afterwards
+
+Measured after the figures above had been seen, to find out why MMPO loses where it does.
+
+**Grades that are probabilities.** In the files with † a grade is a judge's P(better than a reference), and most are
+within 0.01 of 0 or 1: their differences are 0 where their log-odds differ by five. The same with the log-odds as the
+grade, differences to BT:
+
+{log_odds}
+
+**Gammas beyond the grid.** NLL at 10, 30 and 100 over the spread of the grade gaps, where the grid ends at 3. "Best of
+these" is chosen on the test split, so it flatters.
+
+{beyond}
+
 ## Data
 
 {data}
@@ -192,7 +208,7 @@ def absent(found: Sequence[File], wanted: Sequence[str]) -> str:
     return f"Not measured: {', '.join(missing)}. " if missing else ""
 
 
-def page(files: Sequence[File], second: str, facts: dict[str, str | int | float]) -> str:
+def page(files: Sequence[File], second: str, afterwards: Sequence[File], facts: dict[str, str | int | float]) -> str:
     """The text of the page."""
     plan = files[0].cells[0].facts["plan"]
     return PAGE.format(
@@ -213,6 +229,8 @@ def page(files: Sequence[File], second: str, facts: dict[str, str | int | float]
         longer=pages.lengths(files),
         cures=pages.cures(files),
         others=pages.other_targets(files),
+        log_odds="\n\n".join(f"{rule.capitalize()}:\n\n{pages.differences(afterwards, rule)}" for rule in (END, EARLY)),
+        beyond=pages.beyond(files),
         data=pages.data(files),
         votes=VOTES,
         by_training=BY_TRAINING,
@@ -237,15 +255,24 @@ def main() -> None:
         print(f"[{time.perf_counter() - began:.0f} s] {words}", flush=True)
 
     found: list[list[File]] = []
-    for name, seeds in zip(options.embedders, options.seeds, strict=False):
-        embedder = open_embedder(name, store=options.store)
-        there = [file for file in FILES if (options.data / f"{file}.jsonl").is_file()]
-        folder = options.store / ("evidence-quick" if options.quick else "evidence")
-        found.append([File(file, cells(file, options.data, embedder, seeds, plan, folder, say)) for file in there])
-        plan = replace(plan, lengths=())  # the other lengths are measured on the first embedder alone
-    if not found or not found[0]:
+    afterwards: list[File] = []
+    folder = options.store / ("evidence-quick" if options.quick else "evidence")
+    there = {name: path for name in FILES if (path := options.data / f"{name}.jsonl").is_file()}
+    if not there:
         raise SystemExit(f"{options.data}: none of {', '.join(FILES)}")
-    main_files, every = found[0], [cell for part in found for file in part for cell in file.cells]
+    for place, (name, seeds) in enumerate(zip(options.embedders, options.seeds, strict=False)):
+        embedder = open_embedder(name, store=options.store)
+        measured = {file: cells(file, path, embedder, seeds, plan, folder, say) for file, path in there.items()}
+        if place == 0:
+            for file, path in there.items():
+                measured[file] = with_larger_gammas(measured[file], file, path, embedder, plan, folder, say)
+            plan = replace(plan, lengths=())  # the other lengths are measured on the first embedder alone
+            for file in (file for file in pages.LOCAL if file in there):
+                own = cells(file + LOG_ODDS, log_odds(there[file]), embedder, seeds, plan, folder, say)
+                afterwards.append(File(file + LOG_ODDS, own))
+        found.append([File(file, own) for file, own in measured.items()])
+    main_files = found[0]
+    every = [cell for part in [*found, afterwards] for file in part for cell in file.cells]
     say("figures and pictures")
     second = "".join(
         SECOND.format(
@@ -271,7 +298,7 @@ def main() -> None:
         "reading": reading(options.page),
         "pictures": "pictures",
     }
-    options.page.write_text(page(main_files, second, facts), encoding="utf-8")
+    options.page.write_text(page(main_files, second, afterwards, facts), encoding="utf-8")
     say(f"written: {options.page}")
 
 

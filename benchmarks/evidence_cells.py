@@ -60,6 +60,7 @@ class Plan:
     left_out: float = 0.2
 
 
+Source = Path | Sequence[dict[str, Any]]
 QUICK = Plan(epochs=30, lengths=(60,), small_step_epochs=3)
 
 
@@ -139,7 +140,8 @@ def _names(group: Group) -> set[str]:
     return {text_digest(response.turns) for response in group.responses}
 
 
-def _untied(groups: Groups) -> Groups:
+def untied(groups: Groups) -> Groups:
+    """The same groups without the pairs that are ties."""
     return groups.map(lambda group: replace(group, pairs=tuple(pair for pair in group.pairs if not pair.tie)))
 
 
@@ -158,11 +160,11 @@ def vote_shares(path: Path) -> dict[str, float]:
 # -- a cell
 
 
-def measure(path: Path, embedder: Embedder, seed: int, plan: Plan) -> Cell:
+def measure(source: Source, embedder: Embedder, seed: int, plan: Plan) -> Cell:
     """Train and judge everything of one cell."""
     began = time.perf_counter()
-    train, dev, test = split(oriented_file(path), seed, plan.left_out)
-    own, watched, held = (examples_of(part, embedder) for part in (train, _untied(dev), without_grades(test)))
+    train, dev, test = split(oriented_file(source), seed, plan.left_out)
+    own, watched, held = (examples_of(part, embedder) for part in (train, untied(dev), without_grades(test)))
     pairs = held.columns["pairs"]
     gaps: dict[str, Array] = {}
     temperature: dict[str, float] = {}
@@ -191,7 +193,7 @@ def measure(path: Path, embedder: Embedder, seed: int, plan: Plan) -> Cell:
     both = best_and_last(own, [recipe("bt"), recipe("aplot")], steps, dev=watched)
     for rule, heads in zip(RULES, both, strict=True):
         judge(rule, heads, [TWIN, "aplot"])
-    shares = vote_shares(path)
+    shares = vote_shares(source) if isinstance(source, Path) else {}
     if shares:
         prob = torch.tensor([shares[group.id] for group in train for _ in group.pairs], dtype=torch.float64)
         voted = replace(own, columns={**own.columns, "prob": prob})
@@ -283,14 +285,14 @@ def _responses_of(groups: Groups) -> list[list[str]]:
 
 
 def cells(
-    name: str, data: Path, embedder: Embedder, seeds: int, plan: Plan, folder: Path, say: Callable[[str], None]
+    name: str, source: Source, embedder: Embedder, seeds: int, plan: Plan, folder: Path, say: Callable[[str], None]
 ) -> list[Cell]:
     """The cells of a file, those that are missing measured now."""
     found = []
     for seed in range(seeds):
         kept = folder / embedder.name / f"{name}-{seed}.npz"
         if not kept.is_file():
-            measured = measure(data / f"{name}.jsonl", embedder, seed, plan)
+            measured = measure(source, embedder, seed, plan)
             measured.save(kept)
             say(f"{embedder.name}, {name}, seed {seed}: {measured.facts['seconds']:.0f} s")
         found.append(Cell.load(kept))

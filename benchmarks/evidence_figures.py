@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -134,7 +134,10 @@ class File:
     def level(self, rule: str, method: str, metric: str, cooled: bool = False) -> Estimate:
         """A metric of a method."""
         value, drawn = self.drawn(rule, method, cooled)[metric]
-        return self._estimate(value, drawn)
+        found = self._estimate(value, drawn)
+        if metric != "ece":
+            return found
+        return replace(found, low=min(found.low, value), high=max(found.high, value))  # resamples add noise to it
 
     def difference(
         self, rule: str, method: str, metric: str, cooled: bool = False, against: str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from evidence_cells import BY_TRAINING, EARLY, END, OTHER, TWIN, VOTES
 from evidence_figures import METRICS, File, outcome
+from evidence_later import BEYOND, LOG_ODDS
 
 from marginkit.records import Estimate
 
@@ -29,7 +30,9 @@ READING = ("<!-- reading: written by hand, kept when the page is written anew --
 
 def short(name: str) -> str:
     """A file's name in a table; a dagger where its data is for local use alone."""
-    return re.sub(r"(_human)?_(graded|pairs)$", "", name) + ("†" if name in LOCAL else "")
+    base = name.removesuffix(LOG_ODDS)
+    words = re.sub(r"(_human)?_(graded|pairs)$", "", base) + ("†" if base in LOCAL else "")
+    return words if base == name else f"{words}, log-odds"
 
 
 def number(value: float | Estimate, digits: int = 3, *, sign: bool = False) -> str:
@@ -297,6 +300,25 @@ def other_targets(files: Sequence[File]) -> str:
                 against = number(file.difference(rule, method, "nll", against="mmpo_rm"), sign=True)
                 rows.append([short(file.name), method, rule, *told, against])
     return table(["file", "method", "rule", "accuracy - bt", "NLL - bt", "ECE - bt", "NLL - mmpo_rm's"], rows)
+
+
+def beyond(files: Sequence[File]) -> str:
+    """NLL at gammas larger than those of the grid, whose last is g7."""
+    rows = []
+    for file in files:
+        last = f"gamma {len(file.cells[0].facts['grid']) - 1}"
+        for rule in (END, EARLY):
+            names = [last, *(f"gamma at {times:g}" for times in BEYOND)]
+            values = [file.drawn(rule, name)["nll"][0] for name in names]
+            best = names[int(np.argmin(values))]
+            told = [number(value) for value in [*values, file.drawn(rule, "bt")["nll"][0]]]
+            compared = [("mmpo_rm", "bt"), (best, "mmpo_rm"), (best, "bt")]
+            differences = [
+                number(file.difference(rule, one, "nll", against=other), sign=True) for one, other in compared
+            ]
+            rows.append([short(file.name), rule, *told, *differences])
+    names = ["g7 (3)", *(f"{times:g}" for times in BEYOND)]
+    return table(["file", "rule", *names, "bt", "auto - bt", "best of these - auto", "best of these - bt"], rows)
 
 
 def data(files: Sequence[File]) -> str:

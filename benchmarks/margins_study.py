@@ -46,9 +46,10 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 # -- data
 
 
-def oriented_file(path: Path) -> Groups:
-    """A file's groups with at most so many pairs, oriented by grade or strength; only the grade gap is left of them."""
-    groups, _ = mk.read_groups(str(path), contradiction="keep")
+def oriented_file(source: Path | Sequence[dict[str, Any]]) -> Groups:
+    """Groups of a file or of rows, with at most so many pairs, ordered by the grade gap; it alone is left of them."""
+    given = str(source) if isinstance(source, Path) else source
+    groups, _ = mk.read_groups(given, contradiction="keep")
     how = "given" if any(group.pairs for group in groups) else "all"
     bare = groups.map(lambda group: replace(group, comparisons=()))  # gaps of grades, not votes, are what is estimated
     return assign_clusters(make_pairs(bare, how, max_pairs=MOST_PAIRS).map(_by_grade))

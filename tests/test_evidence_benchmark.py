@@ -50,7 +50,7 @@ def run(tmp_path_factory):
             patch.setattr(figures, "RESAMPLES", 50)
             patch.setattr(sys, "argv", ["evidence.py", *words, "--embedders", "hash", "--seeds", "2"])
             script.main()
-            kept = sorted((folder / "store").rglob("*.npz"))
+            kept = sorted((folder / "store").rglob(f"{NAME}-?.npz"))
             file = figures.File(NAME, [cells.Cell.load(path) for path in kept])
             yield script, cells, figures, study, folder, file
     finally:
@@ -140,9 +140,10 @@ def test_few_prompts_draw_responses_and_a_pair_counts_the_product(run):
 
 def test_the_page_keeps_what_a_person_wrote_and_nothing_is_measured_twice(run, capsys):
     script, _, _, _, folder, _ = run
-    page, kept = folder / "page.md", sorted((folder / "store").rglob("*.npz"))
+    page, kept = folder / "page.md", sorted((folder / "store").rglob(f"{NAME}-?.npz"))
     text, times = page.read_text(encoding="utf-8"), [path.stat().st_mtime_ns for path in kept]
     assert len(kept) == 2
+    assert len(list((folder / "store").rglob("*-beyond.npz"))) == 2
     assert "Not measured: ultrafeedback_pairs" in text
     assert "| feedbackqa | mmpo_rm |" in text
     assert (folder / "pictures" / "evidence_gamma.svg").is_file()
