@@ -214,5 +214,5 @@ def _style(styles: Styles, model: str, question: str) -> Array:
         return styles[model, question]
     except KeyError:
         has = any(name == model for name, _ in styles)
-        what = f"its answer to question {question}" if has else "its answers"
-        raise BadInput(f"style control needs the style of {model}: {what} is in none of the answer files") from None
+        what = f"its answer to question {question} is" if has else "its answers are"
+        raise BadInput(f"style control needs the style of {model}: {what} in none of the answer files") from None
