@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from marginkit.card import push, write_card
 from marginkit.config import resolve
@@ -37,12 +38,43 @@ def test_the_card_says_what_was_done(tmp_path: Path) -> None:
     """Recipe, options, rows kept and dropped, figures with intervals; no excerpt of the data."""
     config = resolve("mmpo_rm", ["model.path=org/base", "target.gamma=0.5"])
     text = write_card(tmp_path, config, MANIFEST, METRICS).read_text(encoding="utf-8")
-    assert 'base_model: "org/base"' in text
-    assert "pipeline_tag: text-classification" in text
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["base_model"], front["pipeline_tag"]) == ("org/base", "text-classification")
+    (result,) = front["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.75}]
+    assert result["dataset"] == {"type": "private", "name": "held-out part of the data", "split": "dev"}
     assert "gamma = 0.5" in text
     assert "9 rows read, 8 kept, dropped: empty response: 1." in text
     assert "| accuracy | 0.750 [0.500, 1.000] | 8 |" in text
     assert "SECRET" not in text
+
+
+def test_hub_names_are_named_and_odd_names_stay_yaml(tmp_path: Path) -> None:
+    """Datasets by their hub names, never a local path; a base model with a colon is quoted; nothing judged is said."""
+    local = tmp_path / "ratings.jsonl"
+    data = f"data.train=[org/set,{local},./x/y]"
+    config = resolve("mmpo_rm", ["model.path='org/a: b'", "target.gamma=0.5", data])
+    text = write_card(tmp_path, config, MANIFEST, None).read_text(encoding="utf-8")
+    front = yaml.safe_load(text.split("\n---\n")[0].removeprefix("---"))
+    assert front["datasets"] == ["org/set"]
+    assert front["base_model"] == "org/a: b"
+    assert "model-index" not in front
+    assert "Nothing was judged" in text
+    assert str(tmp_path) not in text
+
+
+def test_the_card_says_whether_its_confidence_can_be_used(tmp_path: Path) -> None:
+    """Calibrated or not with both numbers, and the division that repairs it."""
+    config = resolve("mmpo_rm", ["model.path=org/base", "target.gamma=0.5"])
+    number = {"low": None, "high": None, "n": 100, "clusters": 0}
+    found = METRICS | {"ece": number | {"value": 0.11}, "temperature": number | {"value": 1.7}}
+    found |= {"length_baseline": number | {"value": 0.6}}
+    for calibrated, said in (
+        (False, "is not calibrated (ECE 0.110, floor 0.050); dividing rewards by 1.70"),
+        (True, "is calibrated as far as"),
+    ):
+        held = found | {"verdict": {"calibrated": calibrated, "floor": 0.05}}
+        assert said in write_card(tmp_path, config, MANIFEST, held).read_text(encoding="utf-8")
 
 
 def test_a_push_sends_model_card_and_manifest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

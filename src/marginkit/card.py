@@ -8,13 +8,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from marginkit.config import RunConfig
 from marginkit.errors import RunFailed
 
 log = logging.getLogger("marginkit")
 
 _HUB_TAGS = {"policy": ["dpo"], "reward_model": ["reward-model", "reward-trainer"], "sft": ["sft"]}
-_SHOWN = ("accuracy", "length_baseline", "nll", "brier", "ece", "ece_floor", "nll_per_token", "perplexity")
+_SHOWN = {
+    "accuracy": "accuracy",
+    "length_baseline": "accuracy of the longer response",
+    "nll": "NLL (nats a pair)",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+    "ece_floor": "ECE of a calibrated model (noise floor)",
+    "temperature": "best temperature (in-sample)",
+    "ece_at_temperature": "ECE at that temperature",
+    "nll_per_token": "NLL (nats a token)",
+    "perplexity": "perplexity",
+}
+_TASKS = {
+    "reward_model": {"type": "text-classification", "name": "preferences between responses"},
+    "policy": {"type": "text-generation", "name": "preferences between responses, by implicit reward"},
+    "sft": {"type": "text-generation", "name": "likelihood of responses"},
+}
+_IN_INDEX = ("accuracy", "nll", "brier", "ece", "nll_per_token")
 
 
 def write_card(model: Path, config: RunConfig, manifest: Mapping[str, Any], metrics: Mapping[str, Any] | None) -> Path:
@@ -29,47 +48,125 @@ def write_card(model: Path, config: RunConfig, manifest: Mapping[str, Any], metr
     Returns:
         The path of the card.
     """
-    spec = config.spec
-    on_embeddings = config.model.kind == "embedding"
-    base = config.model.path if config.model.path != "fresh" and not Path(str(config.model.path)).exists() else None
-    library = "marginkit" if on_embeddings else "transformers"
-    head = ["---", f"library_name: {library}", f"tags: {json.dumps(['marginkit', spec.name, *_HUB_TAGS[spec.kind]])}"]
-    head += [f"base_model: {json.dumps(base)}"] if base not in (None, "hash", "minilm") else []
-    head += ["pipeline_tag: text-classification"] if spec.kind == "reward_model" and not on_embeddings else []
-    paper = spec.paper
-    lines = [*head, "---", "", f"# {spec.kind.replace('_', ' ')} trained with {spec.name}", "", f"{spec.summary}.", ""]
-    lines += [f"    {spec.formula}", "", f"Paper: {paper.title}{f' (arXiv {paper.arxiv})' if paper.arxiv else ''}.", ""]
+    spec, paper = config.spec, config.spec.paper
+    title = f"{spec.kind.replace('_', ' ')} trained with {spec.name}"
+    front = yaml.safe_dump(
+        _front_matter(config, manifest, metrics, title), sort_keys=False, allow_unicode=True, width=120
+    )
+    lines = ["---", front.rstrip(), "---", "", f"# {title}", "", f"{spec.summary}.", "", f"    {spec.formula}", ""]
+    lines += [f"Paper: {paper.title}{f' (arXiv {paper.arxiv})' if paper.arxiv else ''}.", ""]
     lines += [f"- Deviation: {deviation}" for deviation in spec.deviations] + [""] * bool(spec.deviations)
-    lines += ["## Settings", ""]
-    for part, held in manifest["parts"].items():
-        options = ", ".join(f"{name} = {value}" for name, value in held["options"].items()) or "no options"
-        lines.append(f"- {part}: `{held['function']}`, {options}")
-    train = config.train
-    lines += [f"- learning rate {train.learning_rate:g}, epochs {train.num_train_epochs:g}, seed {config.seed}"]
-    lines += [
-        f"- {manifest['batches']}",
-        "",
-        "## Data",
-        "",
-        "| split | groups | pairs | left out |",
-        "|---|---|---|---|",
-    ]
-    for name, part in manifest["data"]["splits"].items():
-        left_out = ", ".join(f"{reason}: {count}" for reason, count in part["left_out"].items()) or "-"
-        lines.append(f"| {name} | {part['groups']} | {part['pairs']} | {left_out} |")
-    for found in manifest["data"]["files"]:
-        dropped = ", ".join(f"{reason}: {count}" for reason, count in found["dropped"].items()) or "none"
-        lines.append(f"\n{found['read']} rows read, {found['kept']} kept, dropped: {dropped}.")
-    if metrics is not None:
-        lines += ["", "## On held-out data", "", "| | value [95%] | n |", "|---|---|---|"]
-        lines += [
-            f"| {name} | {_estimate(metrics[name])} | {metrics[name]['n']} |" for name in _SHOWN if name in metrics
-        ]
+    lines += [*_settings(config, manifest), *_data(manifest), *_judged(metrics), *_limits(config, metrics)]
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     lines += ["", f"Made with {versions}; commit {manifest['commit'] or 'unknown'}.", ""]
     card = model / "README.md"
     card.write_text("\n".join(lines), encoding="utf-8")
     return card
+
+
+def _front_matter(
+    config: RunConfig, manifest: Mapping[str, Any], metrics: Mapping[str, Any] | None, title: str
+) -> dict[str, Any]:
+    """The hub's metadata: https://huggingface.co/docs/hub/model-cards."""
+    spec, on_embeddings = config.spec, config.model.kind == "embedding"
+    held: dict[str, Any] = {"library_name": "marginkit" if on_embeddings else "transformers"}
+    held["tags"] = ["marginkit", spec.name, *_HUB_TAGS[spec.kind]]
+    base = str(config.model.path)
+    if config.model.path not in (None, "fresh", "hash", "minilm") and not Path(base).exists():
+        held["base_model"] = base
+    names = [name for name in config.data.train if _on_the_hub(name)]
+    if names:
+        held["datasets"] = names
+    if spec.kind == "reward_model" and not on_embeddings:
+        held["pipeline_tag"] = "text-classification"
+    found = (
+        []
+        if metrics is None
+        else [
+            {"type": name, "name": _SHOWN[name], "value": round(float(metrics[name]["value"]), 4)}
+            for name in _IN_INDEX
+            if name in metrics and metrics[name]["value"] is not None
+        ]
+    )
+    if found:
+        split = "test" if "test" in manifest["data"]["splits"] else "dev"
+        dataset = {"type": names[0] if names else "private", "name": names[0] if names else "held-out part of the data"}
+        result = {"task": _TASKS[spec.kind], "dataset": dataset | {"split": split}, "metrics": found}
+        held["model-index"] = [{"name": title, "results": [result]}]
+    return held
+
+
+def _on_the_hub(name: str) -> bool:
+    return (
+        name.count("/") == 1 and not name.startswith(("/", ".")) and not Path(name).suffix and not Path(name).exists()
+    )
+
+
+def _settings(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
+    lines = ["## Settings", ""]
+    for part, held in manifest["parts"].items():
+        options = ", ".join(f"{name} = {value}" for name, value in held["options"].items()) or "no options"
+        lines.append(f"- {part}: `{held['function']}`, {options}")
+    chosen = manifest.get("gamma")
+    if chosen:
+        lines.append(f"- gamma was chosen: {chosen['sentence']}")
+    train = config.train
+    lines += [f"- learning rate {train.learning_rate:g}, epochs {train.num_train_epochs:g}, seed {config.seed}"]
+    return [*lines, f"- {manifest['batches']}", ""]
+
+
+def _data(manifest: Mapping[str, Any]) -> list[str]:
+    lines = ["## Data", "", "| split | groups | pairs | left out |", "|---|---|---|---|"]
+    encoding = manifest["data"].get("encoding", {})
+    for name, part in manifest["data"]["splits"].items():
+        reasons = {**part["left_out"], **encoding.get(name, {}).get("dropped", {})}
+        left_out = ", ".join(f"{reason}: {count}" for reason, count in reasons.items()) or "-"
+        lines.append(f"| {name} | {part['groups']} | {part['pairs']} | {left_out} |")
+    for found in manifest["data"]["files"]:
+        dropped = ", ".join(f"{reason}: {count}" for reason, count in found["dropped"].items()) or "none"
+        lines.append(f"\n{found['read']} rows read, {found['kept']} kept, dropped: {dropped}.")
+        if found.get("recognised"):
+            lines.append(f"Read as {found['recognised']}.")
+    return lines
+
+
+def _judged(metrics: Mapping[str, Any] | None) -> list[str]:
+    if metrics is None:
+        return ["", "## On held-out data", "", "Nothing was judged: the data had no test and no dev split with pairs."]
+    lines = ["", "## On held-out data", "", "| | value [95%] | n |", "|---|---|---|"]
+    lines += [
+        f"| {words} | {_estimate(metrics[name])} | {metrics[name]['n']} |"
+        for name, words in _SHOWN.items()
+        if name in metrics
+    ]
+    return [*lines, *_calibration(metrics)]
+
+
+def _calibration(metrics: Mapping[str, Any]) -> list[str]:
+    """Whether its confidence can be used as it is, and how to repair it."""
+    told = metrics.get("verdict") or {}
+    if "calibrated" not in told or told["calibrated"] is None or "temperature" not in metrics:
+        return []
+    ece, floor = metrics["ece"]["value"], told["floor"]
+    if told["calibrated"]:
+        return [
+            "",
+            f"sigmoid(reward gap) is calibrated as far as these pairs can tell: ECE {ece:.3f}, floor {floor:.3f}.",
+        ]
+    T = metrics["temperature"]["value"]
+    repair = f"dividing rewards by {T:.2f} repairs what one number can, fitted on these same pairs"
+    return ["", f"sigmoid(reward gap) is not calibrated (ECE {ece:.3f}, floor {floor:.3f}); {repair}."]
+
+
+def _limits(config: RunConfig, metrics: Mapping[str, Any] | None) -> list[str]:
+    lines = ["", "## Limits", "", "- Judged on data like that of the training; elsewhere the figures are others."]
+    if metrics and "length_baseline" in metrics and "accuracy" in metrics:
+        lines.append(
+            "- How far mere length goes stands beside the accuracy: a model that is no better has learnt length."
+        )
+    if config.kind == "policy":
+        lines.append("- The figures are of its implicit reward; they say nothing of the text it writes.")
+    return lines
 
 
 def _estimate(found: Mapping[str, Any]) -> str:

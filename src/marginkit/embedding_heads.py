@@ -21,6 +21,8 @@ from marginkit.embedding_features import Examples, Features
 from marginkit.errors import RunFailed
 from marginkit.metering import summarise
 
+_LOOKS_AT_TRAIN = 20  # times that training pairs are judged like dev pairs, for the log
+
 METRICS: Mapping[str, float] = {"eval_loss": 1.0, "eval_nll": 1.0, "eval_rewards/accuracies": -1.0}
 """What the best epoch may be chosen by, and whether less (1) or more (-1) of it is better."""
 
@@ -225,6 +227,9 @@ def best_and_last(
                 for name, now in made.named_parameters():
                     kept[name][number] = now.detach()[number]
         if log is not None:
+            if epoch == settings.epochs or epoch % max(1, settings.epochs // _LOOKS_AT_TRAIN) == 0:
+                own = _metrics(made, train, losses[:1], settings.per)[0]
+                line |= {name.removeprefix("eval_"): own[name] for name in own if name != "eval_loss"}
             log(epoch, line)
     chosen = Heads(train.values.shape[1], settings.hidden, len(losses))
     chosen.load_state_dict({**kept, "mean": made.mean, "scale": made.scale})

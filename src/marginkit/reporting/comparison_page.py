@@ -169,7 +169,7 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{prefix}.{key}" if prefix else key)]
-    return [(prefix, value)] if prefix else []
+    return [(prefix, value)] if prefix and value != {} else []
 
 
 def _numbers_section(records: Sequence[RunRecord]) -> Section:
