@@ -38,14 +38,12 @@ def best_of_n(
     as_json: Json = False,
 ) -> None:
     """Judge best-of-n: what keeping the best of n by one model is worth to another, for every n up to N."""
-    import pyarrow.parquet as pq
-
     from marginkit.evaluation.best_of_n import GOLDS, judge_best_of_n
 
     if (export is None) != (data is None):
         raise BadInput("--export and --data go together: the tables hold no texts")
-    table_of = pq.read_table(_responses(scores, "SCORES"))
-    judged = table_of if gold in GOLDS else pq.read_table(_responses(gold, "--gold"))
+    table_of = _responses(scores, "SCORES")
+    judged = table_of if gold in GOLDS else _responses(gold, "--gold")
     found = judge_best_of_n(table_of, gold if gold in GOLDS else judged, samples=samples, seed=seed)
     result: dict[str, Any] = found.to_json() | {"gold_is": gold}
     if export is not None and data is not None:
@@ -122,11 +120,18 @@ def _merged(data: Path) -> int:
         return 0
 
 
-def _responses(path: str, name: str) -> Path:
+def _responses(path: str, name: str) -> Any:
+    """The responses table at a run, a folder or a file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     found = existing(path, name)
-    for folder in (found / "tables", found):
-        if (folder / "responses.parquet").is_file():
-            return folder / "responses.parquet"
     if found.is_dir():
-        raise BadInput(f"{name} {path}: holds no responses.parquet; score it first with marginkit score")
-    return found
+        held = [folder for folder in (found / "tables", found) if (folder / "responses.parquet").is_file()]
+        if not held:
+            raise BadInput(f"{name} {path}: holds no responses.parquet; score it first with marginkit score")
+        found = held[0] / "responses.parquet"
+    try:
+        return pq.read_table(found)
+    except pa.ArrowInvalid:
+        raise BadInput(f"{name} {found}: is no Parquet table; give what marginkit score wrote") from None
