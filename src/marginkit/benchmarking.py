@@ -27,6 +27,7 @@ from marginkit.evaluation.compare import Comparison, compare
 from marginkit.evaluation.metrics import Evaluation, evaluate
 from marginkit.evaluation.rewardbench import SECTIONS, judge_v1
 from marginkit.evaluation.rewardbench2 import answers_of, judge_v2
+from marginkit.evaluation.rewardbench_files import write_official
 from marginkit.groups import Groups
 from marginkit.progress import progress
 from marginkit.records import Estimate
@@ -91,14 +92,15 @@ def read_benchmark(
         groups, found = read_groups(place, split=split, columns=columns, mapping=mapping, progress=bar.to)
     left_out = dict(found.dropped)
     given = any(group.pairs or group.comparisons for group in groups)
-    paired = make_pairs(groups, "given" if given else "all", ties="half")
+    second = found.dialect == "reward-bench-2"  # its answers are correct or wrong: two that are the same are no pair
+    paired = make_pairs(groups, "given" if given else "all", ties="drop" if second else "half")
     for reason, count in paired.dropped.items():
-        if reason not in left_out:
+        if reason not in left_out and not (second and reason == "pairs tied"):
             left_out[reason] = count
     if not len(paired):
         raise BadInput(f"{found.file}: holds no pair to judge a model on; give chosen and rejected, or grades")
     kind: Kind = "pairs"
-    if found.dialect == "reward-bench-2":
+    if second:
         kind = "rewardbench-v2"
     elif _KNOWN.intersection(name for name in paired.column("subset") if name):
         kind = "rewardbench-v1"
@@ -252,6 +254,31 @@ def _by_rule(
     subsets = {name: value for name, value in by_reward.items() if name in _KNOWN}
     sections = {name: value for name, value in by_reward.items() if name not in _KNOWN}
     return sections, {name: by_length[name] for name in sections}, subsets
+
+
+def write_leaderboard(folder: Path, model: str, benchmark: Benchmark, judged: Judged, scorer: Scorer) -> list[Path]:
+    """Write the files that the RewardBench leaderboard keeps of a model; see `write_official`.
+
+    Args:
+        folder: where they go, under the benchmark's name.
+        model: ORG/NAME.
+        benchmark: RewardBench 1 or 2.
+        judged: the model on it.
+        scorer: the model.
+    """
+    if left_out := sum(judged.result["rows"]["left_out"].values()):
+        log.warning("%s: %d rows were left out; the leaderboard's own files hold all of them", folder, left_out)
+    written = write_official(
+        folder / benchmark.name,
+        model,
+        benchmark.groups,
+        Scores.load(judged.folder),
+        version=1 if benchmark.kind == "rewardbench-v1" else 2,
+        model_type=scorer.model_type,
+        chat_template=scorer.config.encoding.chat_template,
+    )
+    log.info("leaderboard files: %s", ", ".join(map(str, written)))
+    return written
 
 
 def difference(one: Judged, other: Judged, *, seed: int = 0) -> Comparison:

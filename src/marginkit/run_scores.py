@@ -199,6 +199,15 @@ class Scorer:
             "chat_template": encoding.chat_template,
         }
 
+    @property
+    def model_type(self) -> Literal["Seq. Classifier", "DPO", "DPO Ref. Free", "Custom Classifier"]:
+        """The word for it on the RewardBench leaderboard."""
+        if self.config.model.kind == "embedding":
+            return "Custom Classifier"
+        if self.config.kind == "reward_model":
+            return "Seq. Classifier"
+        return "DPO" if self._asks_reference() else "DPO Ref. Free"
+
     def _asks_reference(self) -> bool:
         return "ref_logp" in build_loss(self.config.spec, self.config.options()).reward.part.needs
 
@@ -253,14 +262,15 @@ def _what_to_score(
     if is_embedding_model(folder):
         config = resolve(recipe or "bt", {"model": {"kind": "embedding"}})
         return config, config.model.model_copy(update={"path": str(folder)}), config.model
-    if recipe is None and rule is not None:
+    held = folder / "config.json"
+    names = json.loads(held.read_text(encoding="utf-8")).get("architectures") or [] if held.is_file() else []
+    rewards = any("SequenceClassification" in name for name in names)
+    if recipe is None and not rewards and rule is not None:
         recipe = "dpo"
     if recipe is None:
         if not folder.exists():
             raise BadInput(f"{folder}: no such run or model; a model on the hub needs --recipe, e.g. --recipe bt")
-        held = folder / "config.json"
-        names = json.loads(held.read_text(encoding="utf-8")).get("architectures") or [] if held.is_file() else []
-        if not any("SequenceClassification" in name for name in names):
+        if not rewards:
             raise BadInput(f"{folder}: not a run, and not a saved reward model; say how to read it, e.g. --recipe dpo")
         recipe = "bt"
     path = str(folder)

@@ -52,6 +52,12 @@ def evaluate(
         Literal["drop", "cut_prompt_left"] | None,
         typer.Option(help="Of texts that are too long for the model; default: as it was trained."),
     ] = None,
+    official: Annotated[
+        Path | None, typer.Option(help="RewardBench: write the leaderboard's own JSON files into this folder too.")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="What the model is called in those files.")
+    ] = None,
     column: Columns = None,
     mapping: MappingFile = None,
     bins: Annotated[int, typer.Option(help="Bins of the calibration errors.")] = 10,
@@ -65,7 +71,8 @@ def evaluate(
     """
     given = scores or []
     if model is None and data is None:
-        for name, value in {"--out": out, "--recipe": recipe, "--reference": reference, "--rule": rule}.items():
+        foreign = {"--out": out, "--recipe": recipe, "--reference": reference, "--rule": rule, "--official": official}
+        for name, value in foreign.items():
             if value is not None:
                 raise BadInput(f"{name} {value}: belongs to --model and --data; scores are judged as they are")
         if len(given) != 1:
@@ -77,19 +84,25 @@ def evaluate(
         raise BadInput(f"{lacking} is missing: --model names what to judge, --data the files to judge it on")
     if against is not None:
         raise BadInput("--against: compares tables; to compare models on files give --model twice")
-    from marginkit.benchmarking import difference, judge_benchmark, read_benchmarks, result_folder
+    from marginkit.benchmarking import difference, judge_benchmark, read_benchmarks, result_folder, write_leaderboard
     from marginkit.run_scores import open_scorer
 
     models, sources = list(dict.fromkeys(model)), [*data, *given]
+    if official is not None and (model_name is None or len(models) > 1):
+        raise BadInput(f"--official {official}: is for one --model, and needs its name there: --model-name ORG/NAME")
     read = read_benchmarks(sources, columns=assignments(column), mapping=mapping, suffix=f"-{rule}" if rule else "")
     scorers = [
         open_scorer(one, recipe=recipe, reference=reference, rule=rule, on_overflow=on_overflow) for one in models
     ]
+    if official is not None and (other := next((own for own in read if own.kind == "pairs"), None)):
+        raise BadInput(f"--official {official}: is for RewardBench, and {other.file} is another file; leave one out")
     folders = {(one, own.name): result_folder(one, own.name, out) for one in models for own in read}
     judged: dict[str, list[Judged]] = {own.name: [] for own in read}
     for one, scorer in zip(models, scorers, strict=True):
         for own in read:
             judged[own.name].append(judge_benchmark(scorer, own, folders[one, own.name], bins=bins, seed=seed))
+            if official is not None and model_name is not None and int(os.environ.get("RANK", "0")) == 0:
+                write_leaderboard(official, model_name, own, judged[own.name][-1], scorer)
         scorer.close()
     if int(os.environ.get("RANK", "0")) != 0:
         return

@@ -79,7 +79,7 @@ def find_way(file: str, rows: Sequence[Row], columns: Columns, hub: str | None, 
 
 
 def _translating(dialect: Dialect) -> Dialect | None:
-    return dialect if dialect.translate or dialect.unfold else None
+    return dialect if dialect.translate or dialect.unfold or dialect.repeats else None
 
 
 def _given(file: str, mapping: Mapped, rows: Sequence[Row], held: set[str]) -> Dialect:

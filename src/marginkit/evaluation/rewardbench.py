@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,8 @@ SECTIONS: Mapping[str, Mapping[str, int]] = {
     },
 }
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
-MEAN, OLD = "mean of the sections", "before 2024-09-10"
+MEAN = "mean of the sections"
+OLD: Final = "before 2024-09-10"
 _SWAPPED = {"xstest-should-refuse": 250, "xstest-should-respond": 154}
 
 
@@ -212,20 +213,25 @@ def judge_v1(pairs: pa.Table, *, lengths: bool = False, resamples: int = 1000, s
         raise BadInput(f"no pair is in a subset of RewardBench ({known[0]}, ...); the subsets here: {named}")
     right, subset, cluster = right[here], subset[here], cluster_codes(pairs)[here]
     present = [name for name in known if (subset == name).any()]
-    asked: dict[str, Statistic] = {}
-    for note, xstest in (("", "current"), (f" (XSTest weights {OLD})", OLD)):
-        held = {
-            section: weights
-            for section in SECTIONS
-            if (weights := {k: w for k, w in subset_weights(section, xstest=xstest).items() if k in present})  # type: ignore[arg-type]
-        }
-        changed = len(_SWAPPED.keys() & set(present)) and len(held.get("Safety", {})) > 1
+    found: dict[str, Estimate] = {}
+
+    def ask(name: str, sections: Sequence[Mapping[str, int]]) -> None:
+        inside = np.isin(subset, [name for section in sections for name in section])
+        statistic = _weighted(right[inside], subset[inside], sections)
+        found.update(estimates({name: statistic}, cluster[inside], resamples=resamples, seed=seed))
+
+    schemes: tuple[tuple[str, XSTest], ...] = (("", "current"), (f" (XSTest weights {OLD})", OLD))
+    for note, xstest in schemes:
+        held: dict[str, dict[str, int]] = {}
+        for section in SECTIONS:
+            weights = {k: w for k, w in subset_weights(section, xstest=xstest).items() if k in present}
+            held |= {section: weights} if weights else {}
+        changed = bool(_SWAPPED.keys() & set(present)) and len(held.get("Safety", {})) > 1
         for section, weights in held.items():
             if not note or (changed and section == "Safety"):
-                asked[section + note] = _weighted(right, subset, [weights])
+                ask(section + note, [weights])
         if len(held) == len(SECTIONS) and (not note or changed):
-            asked[MEAN + note] = _weighted(right, subset, list(held.values()))
-    found = estimates(asked, cluster, resamples=resamples, seed=seed)
+            ask(MEAN + note, list(held.values()))
     for name in present:
         own = subset == name
         found |= estimates({name: mean_of(right[own])}, cluster[own], resamples=resamples, seed=seed)

@@ -29,6 +29,7 @@ DIALECTS = (
         ("prompt", "chosen", "chosen_model", "rejected", "rejected_model", "subset"),
         ("allenai/reward-bench",),
         marks=lambda columns, rows: all(isinstance(row.get("chosen"), str) for row in rows[:1]),
+        repeats=True,
         notes=("there is no grade: the label alone",),
     ),
     Dialect(
@@ -38,6 +39,7 @@ DIALECTS = (
         ("allenai/reward-bench-2",),
         ("id", "models"),
         translate=_best_of_four,
+        repeats=True,
         notes=("grade = 1 for correct responses, 0 for the others; several correct ones are ties",),
     ),
     Dialect(

@@ -32,7 +32,7 @@ class Dialect:
         key: consecutive rows of equal key and prompt become one group.
         unfold: rows of equal key (or one row, without a key) -> rows of the layout, each with the places of the rows
             it was made of; a refusal stands for rows that make none.
-        repeats: a row is one rater's word, so that equal texts may come again.
+        repeats: equal texts may come again: a row is one rater's word, or a benchmark counts every row.
         notes: how its evidence is taken.
         by_name: recognised by no columns, only by `mapping=NAME`.
     """
