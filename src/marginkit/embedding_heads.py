@@ -228,8 +228,8 @@ def best_and_last(
                     kept[name][number] = now.detach()[number]
         if log is not None:
             if epoch == settings.epochs or epoch % max(1, settings.epochs // _LOOKS_AT_TRAIN) == 0:
-                own = _metrics(made, train, losses[:1], settings.per)[0]
-                line |= {name.removeprefix("eval_"): own[name] for name in own if name != "eval_loss"}
+                seen = _metrics(made, train, losses[:1], settings.per)[0]
+                line |= {name.removeprefix("eval_"): value for name, value in seen.items() if name != "eval_loss"}
             log(epoch, line)
     chosen = Heads(train.values.shape[1], settings.hidden, len(losses))
     chosen.load_state_dict({**kept, "mean": made.mean, "scale": made.scale})

@@ -101,7 +101,7 @@ def weigh(
     Only the few operations between the rewards and the loss are gone back through, not the model.
 
     Args:
-        meter: what the shares are added to, beside the shares of the pairs.
+        meter: what the shares are added to, beside the shares of the pairs that count.
         measure: of the run; None adds nothing.
         recipe: the loss.
         batch: a micro-batch.
@@ -117,7 +117,7 @@ def weigh(
         return
     size = slope.detach().abs().sum(1)
     values = measure.of(recipe, labels_of(batch), len(size)).to(size.device)
-    known, part = torch.isfinite(values), measure.part_of(values)
+    known, part = torch.isfinite(values) & (batch["share"] > 0), measure.part_of(values)
     for number, name in enumerate(PARTS):
         inside = known & (part == number)
         meter.add(f"gradient/{name}_gaps", size[inside], size[known].sum())

@@ -20,7 +20,7 @@ def line(*values: float, every: float = 10.0) -> list[tuple[float, float]]:
 
 def found(topic: str, evaluation: dict[str, Estimate] | None = None, **told: object) -> Diagnosis | None:
     """What is said on a topic of a run with these series; `_` stands for `/`."""
-    known = {"recipe", "reward", "differences"}
+    known = {"recipe", "reward", "differences", "keeps_best"}
     series = {name.replace("__", "/"): value for name, value in told.items() if name not in known}
     rest = {name: value for name, value in told.items() if name in known}
     said = diagnose(History("step", series), evaluation, **rest)  # type: ignore[arg-type]
@@ -102,6 +102,10 @@ def test_the_best_step_was_earlier() -> None:
     assert "best at step 20 (0.5500) and 0.0900 worse at the end" in said.says
     assert "the gap grew by 3.00 logits and its ECE rose by 0.080" in said.says
     assert said.numbers["best_at"] == 20
+    kept = found("overfitting", eval_nll=line(0.69, 0.60, 0.55, 0.57, 0.60, 0.64), keeps_best=True)
+    assert kept is not None
+    assert (kept.level, kept.advice) == ("note", None)
+    assert kept.says.endswith("the best is what was kept.")
     assert found("overfitting", eval_nll=line(0.69, 0.6, 0.55, 0.54)) is None
     assert found("overfitting", eval_nll=line(0.69, 0.55, 0.553)) is None  # less than LOST
     assert found("overfitting", eval_nll=line(0.69, 0.9)) is None  # two evaluations have no course

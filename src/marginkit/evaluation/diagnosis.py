@@ -51,6 +51,7 @@ class Observed:
         recipe: its name.
         reward: the function that makes its rewards: implicit, per_token, head ...
         differences: this run - twin, on the same pairs.
+        keeps_best: whether the model that was kept is that of the best evaluation, not of the last step.
     """
 
     history: History
@@ -58,6 +59,7 @@ class Observed:
     recipe: str = ""
     reward: str = ""
     differences: Mapping[str, Estimate] = field(default_factory=dict)
+    keeps_best: bool = False
 
     def course(self, name: str) -> Points:
         """A metric, as it was on the dev split where that was followed, else in training."""
@@ -89,6 +91,7 @@ def diagnose(
     recipe: str = "",
     reward: str = "",
     differences: Mapping[str, Estimate] | None = None,
+    keeps_best: bool = False,
 ) -> list[Diagnosis]:
     """Look for signs, the gravest first.
 
@@ -98,6 +101,7 @@ def diagnose(
         recipe: the recipe's name: what is expected of DPO is not of SimPO.
         reward: the function that makes its rewards (`implicit`, `implicit_mean`, `per_token`, `logp`, `head` ...).
         differences: `compare(run, its hard-label twin)`.
+        keeps_best: `train.load_best_model_at_end`.
 
     Returns:
         What was found; an empty list where nothing stands out.
@@ -108,7 +112,7 @@ def diagnose(
         >>> print(found.says)
         The log-probability of chosen responses fell by 14 nats while the gap grew by 2.00 logits: expected under dpo.
     """
-    seen = Observed(history, evaluation or {}, recipe, reward, differences or {})
+    seen = Observed(history, evaluation or {}, recipe, reward, differences or {}, keeps_best)
     found = [one for look in _LOOKS if (one := look(seen)) is not None]
     return sorted(found, key=lambda one: _ORDER.index(one.level))
 
@@ -195,7 +199,7 @@ def _reaches(seen: Observed) -> Diagnosis | None:
     if slope.high < 0.5:
         said = f"Held-out gaps are {slope.value:.2f} times their targets [{slope.low:.2f}, {slope.high:.2f}]"
         why = "it has learnt little of how much better, or gamma asks for more than the data can teach"
-        advice = "target.gamma=auto chooses the size of targets; else more data or a stronger model"
+        advice = "more data or a stronger model; if its confidence is wrong too, a smaller target.gamma"
         return Diagnosis("note", "target", f"{said}: {why}.", advice, numbers)
     return None
 
@@ -221,16 +225,17 @@ def _overfits(seen: Observed) -> Diagnosis | None:
         lost = last[1] - best[1]
         done = seen.history.end or last[0]
         if lost > LOST and last[0] - best[0] > LATE * done:
-            told = seen.history.unit
-            was = f"The {words} of the dev split was best at {told} {best[0]:g} ({best[1]:.4f})"
+            was = f"The {words} of the dev split was best at {seen.history.unit} {best[0]:g} ({best[1]:.4f})"
             said = f"{was} and {lost:.4f} worse at the end"
             grew = _grew(seen.history.series.get("eval_rewards/margins", ()), best[0])
             more = f", while the gap grew by {grew:.2f} logits" if grew is not None and grew > 0 else ""
-            advice = "train.load_best_model_at_end=true keeps the best; fewer epochs; softer targets"
-            numbers = {"best_at": best[0], "lost": lost}
             ece = _grew(seen.history.series.get("eval_calibration/ece", ()), best[0])
             if ece is not None and ece > 0:
                 more += f"{' and' if more else ', while'} its ECE rose by {ece:.3f}"
+            numbers = {"best_at": best[0], "lost": lost}
+            if seen.keeps_best:
+                return Diagnosis("note", "overfitting", f"{said}{more}; the best is what was kept.", None, numbers)
+            advice = "train.load_best_model_at_end=true keeps the best; fewer epochs; softer targets"
             return Diagnosis("warning", "overfitting", f"{said}{more}: it overfits.", advice, numbers)
         return None
     return None

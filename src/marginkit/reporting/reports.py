@@ -72,4 +72,11 @@ def diagnoses_of(record: RunRecord) -> list[Diagnosis]:
     twin, differences = record.control, None
     if twin is not None and record.pairs is not None and twin.pairs is not None:
         differences = compare(record.pairs, twin.pairs)
-    return diagnose(record.history, record.evaluation, recipe=record.recipe, reward=reward, differences=differences)
+    return diagnose(
+        record.history,
+        record.evaluation,
+        recipe=record.recipe,
+        reward=reward,
+        differences=differences,
+        keeps_best=bool(record.config.get("train", {}).get("load_best_model_at_end")),
+    )
