@@ -85,10 +85,9 @@ def test_half_to_one_side_of_the_middle_is_a_win_or_a_loss(tmp_path):
     assert (found.n_wins, found.n_wins_base, found.n_draws) == (1, 1, 1)
 
 
-def _upstream_world(folder):
+def _upstream_world(folder, seed=0, n=200):
     """The files on which AlpacaEval 0.6.6 itself (its glm_winrate.py, scikit-learn 1.9.1) was run."""
-    rng = np.random.default_rng(0)
-    n = 200
+    rng = np.random.default_rng(seed)
     difficulty = rng.normal(size=n)
     gamed = []
     for model in ("a", "b"):
@@ -126,6 +125,24 @@ def test_the_length_controlled_rate_is_that_of_alpaca_evals_own_code(tmp_path):
     )
     assert controlled.label == "LC-approx"
     assert "not its own" in controlled.says
+
+
+@pytest.mark.parametrize(
+    ("seed", "n", "upstream"),
+    [
+        (1, 12, 50.0),
+        (2, 12, 23.36852106842728),
+        (1, 20, 28.05927143204679),
+        (3, 20, 48.25695628307599),
+        (0, 30, 31.584502805621632),
+        (2, 30, 37.17323767119424),
+    ],
+)
+def test_the_penalty_is_chosen_as_by_alpaca_evals_own_code(tmp_path, seed, n, upstream):
+    """Small files, on which other folds choose another penalty."""
+    annotations, gamed, _ = _upstream_world(tmp_path, seed, n)
+    found = score_alpaca_eval(annotations, gamed=gamed, unofficial=True).length_controlled
+    assert found.value == pytest.approx(upstream, abs=1e-6)
 
 
 def test_the_published_files_alone_make_it_exact(tmp_path, monkeypatch):

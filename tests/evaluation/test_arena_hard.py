@@ -121,6 +121,7 @@ def test_the_win_rate_is_the_weighted_mean_and_bradley_terrys(tmp_path):
         rating = 400 * fit.x[0] / np.log(10)
         assert one.score.value == pytest.approx(100 / (1 + 10 ** (-rating / 400)), abs=1e-3)
         assert one.upstream.value == pytest.approx(one.score.value, abs=1.0)
+        assert one.upstream.level == 0.9
         assert one.upstream.high - one.upstream.low < one.score.high - one.score.low  # 90% of rows, 95% of questions
         assert one.score.clusters == 120
         assert one.verdicts == len(own.score)
