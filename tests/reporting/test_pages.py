@@ -31,7 +31,8 @@ from marginkit.reporting.reports import page_of
 from marginkit.reporting.texts import LONGEST, brief, visible
 from page_reading import HOSTILE, Reader, write_run
 
-ANY_TEXT = st.text(st.characters(), max_size=60) | st.sampled_from(HOSTILE)  # lone surrogates too
+MARKUP = st.text(st.sampled_from("|\\`*_[](){}<>&#-+=~!:.'\"1a \t\n\r\x00\u202e\ud800"), max_size=12)
+ANY_TEXT = st.text(st.characters(), max_size=60) | MARKUP | st.sampled_from(HOSTILE)  # lone surrogates too
 
 
 def every_block(text: str, cell: str | Estimate = "1") -> list[Block]:
