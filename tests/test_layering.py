@@ -105,6 +105,7 @@ ALLOWED["card"] = {"config", "errors"}
 ALLOWED["judges"] = {"judges", "registry", "data", "store", "records", "groups", "config", "errors", "progress"}
 ALLOWED["run_scores"] = ALLOWED["embedding_run"] | {"embedding_run", "preparing", "reference", "scoring", "setup"}
 ALLOWED["benchmarking"] = ALLOWED["run_scores"] | {"evaluation", "run_scores"}
+ALLOWED["benchmark_watch"] = ALLOWED["benchmarking"] | {"benchmarking"}
 ALLOWED["policy_scores"] = MODELS_AND_DATA | {"frozen_scores", "policies", "scoring"}
 ALLOWED["signals"] = {"crossfit", "data", "embedders", "errors", "groups", "models", "policies", "policy_scores", "run"}
 ALLOWED["reward_grading"] = ALLOWED["signals"] | {"evaluation.calibrators", "signals"}

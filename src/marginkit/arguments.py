@@ -25,6 +25,8 @@ _OWN_KEYS = {
     "population",
     "population_window",
     "control",
+    "benchmarks",
+    "benchmark_sample",
     "disable_dropout",
     "force",
     "layout",

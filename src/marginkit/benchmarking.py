@@ -196,7 +196,10 @@ def judge_benchmark(
     if not scores.pairs.num_rows:
         raise BadInput(f"{benchmark.file}: no pair could be scored; all are too long for {scorer.folder}")
     evaluation = evaluate(scores, bins=bins, resamples=resamples, seed=seed)
-    sections, lengths, subsets = _by_rule(benchmark.kind, scores, resamples, seed)
+    draw = {"resamples": resamples, "seed": seed}
+    found, lengths = (judge_by_rule(benchmark.kind, scores, lengths=own, **draw) for own in (False, True))
+    subsets = {name: value for name, value in found.items() if name in _KNOWN}
+    sections = {name: value for name, value in found.items() if name not in _KNOWN}
     left_out = dict(benchmark.left_out)
     scored = len(set(scores.responses["group"].to_pylist()))
     if unscored := len(benchmark.groups) - scored:
@@ -240,20 +243,23 @@ def _kept(folder: Path, fingerprint: str) -> Scores | None:
     return None
 
 
-def _by_rule(
-    kind: Kind, scores: Scores, resamples: int, seed: int
-) -> tuple[dict[str, Estimate], dict[str, Estimate], dict[str, Estimate]]:
-    """Sections by rewards and by lengths, and the subsets, as the benchmark's own rules have them."""
-    draw = {"resamples": resamples, "seed": seed}
-    if kind == "pairs":
-        return {}, {}, {}
+def judge_by_rule(
+    kind: Kind, scores: Scores, *, lengths: bool = False, resamples: int = 1000, seed: int = 0
+) -> dict[str, Estimate]:
+    """Sections, means and subsets by the benchmark's own rules; nothing for plain pairs.
+
+    Args:
+        kind: which rules.
+        scores: of its groups.
+        lengths: the longer answer is taken to be better, whatever the rewards.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    if kind == "rewardbench-v1":
+        return judge_v1(scores.pairs, lengths=lengths, resamples=resamples, seed=seed)
     if kind == "rewardbench-v2":
-        by_reward, by_length = (judge_v2(answers_of(scores.responses, lengths=own), **draw) for own in (False, True))
-        return by_reward, by_length, {}
-    by_reward, by_length = (judge_v1(scores.pairs, lengths=own, **draw) for own in (False, True))
-    subsets = {name: value for name, value in by_reward.items() if name in _KNOWN}
-    sections = {name: value for name, value in by_reward.items() if name not in _KNOWN}
-    return sections, {name: by_length[name] for name in sections}, subsets
+        return judge_v2(answers_of(scores.responses, lengths=lengths), resamples=resamples, seed=seed)
+    return {}
 
 
 def write_leaderboard(folder: Path, model: str, benchmark: Benchmark, judged: Judged, scorer: Scorer) -> list[Path]:

@@ -201,6 +201,12 @@ class TrainConfig(Section):
     logging_steps: float = Field(10, gt=0)
     eval_strategy: Annotated[Literal["no", "steps", "epoch"], _SaidNo] = "epoch"
     eval_steps: float | None = None
+    benchmarks: _Paths = Field(
+        (), description="file(s) of pairs, reward-bench or reward-bench-2, scored at every evaluation on a sample"
+    )
+    benchmark_sample: int = Field(
+        200, ge=1, description="prompts of each benchmark, drawn by subset with the run's seed"
+    )
     save_strategy: Annotated[Literal["no", "steps", "epoch", "best"], _SaidNo] = "epoch"
     save_steps: float = 500
     save_total_limit: int | None = 2

@@ -15,6 +15,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from marginkit.benchmark_watch import BenchmarkWatch, benchmark_samples
+from marginkit.benchmarking import Benchmark
 from marginkit.card import push, write_card
 from marginkit.config import ModelConfig, RunConfig, resolve
 from marginkit.control import twin_of
@@ -114,6 +116,7 @@ def train(
     config = recipe if isinstance(recipe, RunConfig) else resolve(recipe, overrides)
     check_model(config)
     splits = prepare(config, train)
+    samples = benchmark_samples(config, has_eval=splits.eval is not None)
     state = ranks(config)
     if config.model.kind == "embedding":
         check_head(config, state.num_processes)
@@ -133,7 +136,7 @@ def train(
     state.wait_for_everyone()
     try:
         start = starting_model(config, splits, out, state)
-        run = fit(config, splits, out, start, state)
+        run = fit(config, splits, out, start, state, samples)
     except BadInput:
         began = (out / "log.jsonl").exists() or (out / "model").exists()
         if new and state.is_main_process and not began and last_checkpoint(out) is None:
@@ -147,7 +150,7 @@ def train(
     if state.is_main_process and not (control_out / "metrics.json").is_file():
         open_run(twin)
     state.wait_for_everyone()
-    control = fit(twin, splits, control_out, start, state)
+    control = fit(twin, splits, control_out, start, state, samples)
     differences: Mapping[str, Estimate] = {}
     if run.metrics is not None:
         differences = compare(out / "tables", control_out / "tables")
@@ -169,7 +172,14 @@ def _looked_back(run: Run, state: PartialState) -> Run:
     return replace(run, page=page, diagnosis=found)
 
 
-def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state: PartialState) -> Run:
+def fit(
+    config: RunConfig,
+    splits: Splits,
+    out: Path,
+    start: ModelConfig,
+    state: PartialState,
+    samples: Sequence[Benchmark] = (),
+) -> Run:
     """Train from `start` into `out` and judge the result; goes on from the last checkpoint if there is one."""
     from marginkit.arguments import training_arguments
     from marginkit.training import MarginTrainer
@@ -219,6 +229,8 @@ def fit(config: RunConfig, splits: Splits, out: Path, start: ModelConfig, state:
         rung=setup.rung,
         speed=speed,
     )
+    if samples:
+        trainer.add_callback(BenchmarkWatch(trainer, samples, setup, config, start, out, state))
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
