@@ -117,14 +117,10 @@ def browser() -> Iterator[Tab]:
     """A browser with one tab; gone afterwards."""
     (hears, to), (source, says) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory(prefix="marginkit-browser-") as profile:
-        bare = os.geteuid() == 0 or "CI" in os.environ  # where the sandbox of Chromium cannot be made
-        command = [
-            chromium() or "chromium",
-            *_FLAGS,
-            *(["--no-sandbox"] if bare else []),
-            f"--user-data-dir={profile}",
-            "about:blank",
-        ]
+        flags = [*_FLAGS, f"--user-data-dir={profile}"]
+        if os.geteuid() == 0 or "CI" in os.environ:  # where the sandbox of Chromium cannot be made
+            flags.append("--no-sandbox")
+        command = [chromium() or "chromium", *flags, "about:blank"]
         process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{hears} 4>&{says}', "bash", *command],
             pass_fds=(hears, says),
