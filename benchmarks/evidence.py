@@ -177,7 +177,7 @@ these" is chosen on the test split, so it flatters.
 SECOND = """
 ## The same on {embedder} embeddings
 
-{seeds} seeds, the same plan without the other lengths. {absent}
+{seeds} seeds, the same plan without the other lengths.{absent}
 
 {summary}
 
@@ -278,7 +278,7 @@ def main() -> None:
         SECOND.format(
             embedder=name,
             seeds=len(part[0].cells),
-            absent=absent(part, FILES),
+            absent=" " * bool(left := absent(part, FILES)) + left.rstrip(),
             summary=pages.summary(part),
             end=pages.differences(part, END),
             early=pages.differences(part, EARLY),

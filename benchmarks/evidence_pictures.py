@@ -78,6 +78,8 @@ def gamma_curves(files: Sequence[File]) -> Figure:
             heights = np.interp(np.log(values), np.log(grid), curve)
             panel.plot(values, heights, "o", mfc="none", color=COLORS[rule], markersize=8, label=f"chosen, {rule}")
         panel.set_xscale("log")
+        panel.set_xticks(grid[::2], [f"{gamma:.2g}" for gamma in grid[::2]])
+        panel.set_xticks([], minor=True)
         panel.set_title(short(file.name), fontsize=9)
     made.supxlabel("gamma, logits a grade", fontsize=9)
     made.supylabel("NLL on the test split, nats", fontsize=9)
