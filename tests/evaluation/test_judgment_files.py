@@ -61,9 +61,10 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_fields_are_checked_with_the_place(tmp_path):
     path = tmp_path / "f"
-    path.write_text('{"t": "x", "n": 2, "b": true, "i": 7, "z": null}\n')
+    path.write_text('{"t": "x", "n": 2, "b": true, "i": 7, "z": null, "e": "\\u001b[2J"}\n')
     [row] = read_rows(path)
     assert (row.text("t"), row.number("n"), row.identifier("i"), row.identifier("t")) == ("x", 2.0, 7, "x")
+    assert row.text("e") == "\x1b[2J"  # a text may hold anything, a name what can be shown
     for wrong in (
         lambda: row.text("n"),
         lambda: row.number("t"),
@@ -71,6 +72,9 @@ def test_fields_are_checked_with_the_place(tmp_path):
         lambda: row.number("z"),
         lambda: row.identifier("b"),
         lambda: row.text("absent"),
+        lambda: row.name("e"),
+        lambda: row.identifier("e"),
     ):
-        with pytest.raises(BadInput, match="f:1: "):
+        with pytest.raises(BadInput, match="f:1: ") as refused:
             wrong()
+        assert str(refused.value).isprintable()

@@ -167,10 +167,10 @@ def read_annotations(path: str | Path) -> Annotations:
 
 
 def _one_name(rows: Sequence[JudgedRow], key: str) -> str:
-    first = rows[0].text(key)
+    first = rows[0].name(key)
     for row in rows:
-        if row.text(key) != first:
-            row.refuse(f"{key!r} is {row.text(key)!r}, above it is {first!r}; give one file for each")
+        if row.name(key) != first:
+            row.refuse(f"{key!r} is {row.name(key)!r}, above it is {first!r}; give one file for each")
     return first
 
 

@@ -192,18 +192,18 @@ def read_battles(paths: Paths, *, rule: str | None = None, judge: str | None = N
     rule = rule or ("v2" if "uid" in rows[0].value else "v0.1")
     if rule not in RULES:
         raise BadInput(f"rule={rule!r}: is {' or '.join(RULES)}")
-    judges = sorted({row.text("judge") for row in rows})
+    judges = sorted({row.name("judge") for row in rows})
     if judge is None and len(judges) > 1:
         raise BadInput(f"the files hold judgments of {', '.join(judges)}; choose one with --judge")
     if judge is not None and judge not in judges:
         raise BadInput(f"no judgment of {judge!r}; the judges are {', '.join(judges)}")
     found: dict[tuple[str, str], _Judged] = {}
     for row in rows:
-        if judge is not None and row.text("judge") != judge:
+        if judge is not None and row.name("judge") != judge:
             continue
-        category = row.text("category") if "category" in row.value else V01
+        category = row.name("category") if "category" in row.value else V01
         name = str(row.identifier("uid" if "uid" in row.value else "question_id"))
-        questions = found.setdefault((category, row.text("model")), {})
+        questions = found.setdefault((category, row.name("model")), {})
         if name in questions:
             row.refuse(f"question {name} of {row.text('model')} was there before; the file was appended to, keep one")
         labels = _labels(row)
@@ -234,9 +234,13 @@ def _labels(row: JudgedRow) -> tuple[str | None, str | None]:
     return found[0], found[1]
 
 
+def _baseline(row: JudgedRow, category: str) -> str:
+    return row.name("baseline") if row.value.get("baseline") is not None else BASELINES.get(category, "")
+
+
 def _battles(category: str, model: str, questions: _Judged, rule: str) -> Battles:
     first = next(iter(questions.values()))[0]
-    baselines = {str(row.value.get("baseline") or BASELINES.get(category, "")) for row, _, _ in questions.values()}
+    baselines = {_baseline(row, category) for row, _, _ in questions.values()}
     if len(baselines) > 1 or not next(iter(baselines)):
         first.refuse(f"{model}, {category}: the baseline is not one ({', '.join(sorted(baselines))})")
     names = [name for name, (_, scores, _) in questions.items() for _ in scores]
@@ -245,7 +249,7 @@ def _battles(category: str, model: str, questions: _Judged, rule: str) -> Battle
     if not len(scores):
         first.refuse(f"{model}, {category}: none of its {len(questions)} questions has a verdict")
     baseline = next(iter(baselines))
-    return Battles(model, category, baseline, first.text("judge"), names, scores, len(set(names)), missing, rule)
+    return Battles(model, category, baseline, first.name("judge"), names, scores, len(set(names)), missing, rule)
 
 
 def score_arena_hard(battles: Sequence[Battles], *, resamples: int = 1000, seed: int = 0) -> list[ArenaHardModel]:

@@ -64,7 +64,7 @@ def _alpaca_eval_question(row: JudgedRow, at: int) -> Question:
 
 def _arena_hard_question(row: JudgedRow, at: int) -> Question:
     if "uid" in row.value:
-        return Question(row.identifier("uid"), (row.text("prompt"),), row.text("category"))
+        return Question(row.identifier("uid"), (row.text("prompt"),), row.name("category"))
     turns = row.get("turns")
     if not isinstance(turns, list) or not all(
         isinstance(t, Mapping) and isinstance(t.get("content"), str) for t in turns

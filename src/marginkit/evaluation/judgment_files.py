@@ -47,6 +47,13 @@ class JudgedRow:
             self.refuse(f"{key!r} is {_kind(found)}, not a text")
         return found
 
+    def name(self, key: str) -> str:
+        """A text that is shown again: no control characters, which could rewrite a terminal."""
+        found = self.text(key)
+        if not found.isprintable():
+            self.refuse(f"{key!r} is {found[:60]!r}: a name holds characters that can be shown")
+        return found
+
     def number(self, key: str) -> float:
         """A finite number that is not optional."""
         found = self.get(key)
@@ -59,7 +66,7 @@ class JudgedRow:
         found = self.get(key)
         if isinstance(found, bool) or not isinstance(found, str | int):
             self.refuse(f"{key!r} is {_kind(found)}, not a name or a whole number")
-        return found
+        return self.name(key) if isinstance(found, str) else found
 
 
 def read_rows(paths: Paths) -> list[JudgedRow]:

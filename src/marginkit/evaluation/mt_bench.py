@@ -111,7 +111,7 @@ def score_mt_bench(
     by_model: dict[str, list[tuple[str | int, int, float]]] = {}
     for row in rows:
         entry = (row.identifier("question_id"), _turn(row), _score(row))
-        by_model.setdefault(row.text("model"), []).append(entry)
+        by_model.setdefault(row.name("model"), []).append(entry)
     found = [_model(model, entries, repeats, resamples, seed) for model, entries in by_model.items()]
     return MtBench(name, repeats, sorted(found, key=lambda one: -one.average.value))
 
@@ -281,7 +281,7 @@ def _game(row: JudgedRow) -> _Game:
     for key, winner in zip(("g1_winner", "g2_winner"), winners, strict=True):
         if winner not in WINNERS:
             row.refuse(f"{key!r} is {winner!r}; it is one of {', '.join(WINNERS)}")
-    models = (row.text("model_1"), row.text("model_2"))
+    models = (row.name("model_1"), row.name("model_2"))
     turn = _turn(row) if "turn" in row.value else 1
     return (row.identifier("question_id"), turn, *models, winners[0], winners[1])
 
@@ -315,7 +315,7 @@ def _of_one_judge(rows: Sequence[JudgedRow], judge: str | None) -> tuple[list[Ju
     for row in rows:
         found = row.get("judge")
         name = found[0] if isinstance(found, list) and found else found
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name.isprintable():
             row.refuse("'judge' is the judge's name, or a list that begins with it")
         named.setdefault(name, []).append(row)
     if judge is None and len(named) > 1:

@@ -75,7 +75,7 @@ def read_styles(paths: Paths) -> dict[tuple[str, str], Array]:
     """
     found: dict[tuple[str, str], Array] = {}
     for row in read_rows(paths):
-        model = row.text("model" if "model" in row.value else "model_id")
+        model = row.name("model" if "model" in row.value else "model_id")
         metadata = row.value.get("metadata")
         if not isinstance(metadata, Mapping):
             row.refuse(
