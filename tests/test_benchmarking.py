@@ -23,6 +23,8 @@ from marginkit.errors import BadInput
 from marginkit.evaluation.rewardbench import SECTIONS, section_scores
 from marginkit.evaluation.rewardbench2 import answers_of, best_of, ties_score
 from marginkit.records import content_text
+from marginkit.reporting.runs import read_record
+from marginkit.run import train
 from marginkit.run_scores import Scorer, open_scorer
 from marginkit.tables import Scores
 
@@ -221,6 +223,20 @@ def test_the_words_of_the_leaderboard(models: dict[str, str]) -> None:
     assert open_scorer(models["rm"]).model_type == "Seq. Classifier"
     assert open_scorer(models["policy"], rule="avg").model_type == "DPO Ref. Free"
     assert open_scorer(models["policy"], recipe="dpo", reference=models["reference"]).model_type == "DPO"
+
+
+def test_a_run_keeps_its_results_where_its_page_finds_them(tmp_path: Path) -> None:
+    """A head on embeddings: asked as any model, its lengths in characters; the record of the run has the result."""
+    run = train("bt", ["model.kind=embedding", f"out={tmp_path / 'run'}"], train=tiny.world(train=12, dev=3, test=3))
+    scorer, read = open_scorer(run.path), read_benchmark(write(tmp_path / "rb.jsonl", v1_rows()))
+    judged = judge_benchmark(scorer, read, result_folder(str(run.path), read.name, None), resamples=20)
+    assert judged.folder == run.path / "benchmarks" / "rb"
+    assert judged.evaluation.verdict["length_unit"] == "chars"
+    (found,) = read_record(run.path).benchmarks
+    assert found["name"] == "rb"
+    assert found["sections"]["Chat"]["value"] == judged.sections["Chat"].value
+    assert scorer.model_type == "Custom Classifier"
+    assert judge_benchmark(open_scorer(run.path), read, judged.folder, resamples=20).reused
 
 
 def test_graded_responses_make_pairs_that_do_not_depend_on_the_model(tmp_path: Path) -> None:
