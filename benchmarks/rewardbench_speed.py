@@ -9,7 +9,9 @@ The model is a small llama with random weights and a reward head, in float32.
 The plain loop is what RewardBench's own command does: transformers' AutoModelForSequenceClassification, all chosen and
 then all rejected texts in rows of eight, in the order of the file, padded to the longest of eight. `sorted` is the same
 loop over rows sorted by length, which wastes less. Both tokenize, as ours does; the rewards must agree. Ours and the
-loops take turns in one process, so that the ratios have one machine under them. One line of JSON on stdout.
+loops take turns in one process, so that the ratios have one machine under them. Times are CPU seconds of the process,
+which a neighbour on the machine disturbs less. `positions` are what the model computes, padding included. One line of
+JSON on stdout.
 """
 
 from __future__ import annotations
@@ -94,6 +96,23 @@ def plain(folder: Path, groups: Groups, *, by_length: bool) -> Callable[[], list
     return score
 
 
+def positions(folder: Path, groups: Groups) -> dict[str, int]:
+    """Tokens that each way computes: padded rows, or each prompt and response once."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    rows = [
+        len(tokenizer(f"{group.prompt}\n{group.responses[side].text}{tokenizer.eos_token}")["input_ids"])
+        for side in (0, 1)
+        for group in groups
+    ]
+
+    def padded(lengths: Sequence[int]) -> int:
+        blocks = [lengths[start : start + ROWS] for start in range(0, len(lengths), ROWS)]
+        return sum(max(block) * len(block) for block in blocks)
+
+    twice = sum(len(tokenizer(f"{group.prompt}\n")["input_ids"]) for group in groups)
+    return {"marginkit": sum(rows) - twice, "plain": padded(rows), "sorted": padded(sorted(rows))}
+
+
 def ours(folder: Path, groups: Groups) -> Callable[[], list[float]]:
     """The scorer of `marginkit evaluate --model`."""
     scorer = open_scorer(folder)
@@ -102,7 +121,7 @@ def ours(folder: Path, groups: Groups) -> Callable[[], list[float]]:
 
 
 def measure(pairs: int, repeats: int, hidden: int, layers: int) -> dict[str, Any]:
-    """Seconds of each way, and the ratios."""
+    """CPU seconds of each way, and the ratios."""
     groups = made_up(pairs)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -112,13 +131,14 @@ def measure(pairs: int, repeats: int, hidden: int, layers: int) -> dict[str, Any
             "plain": plain(folder, groups, by_length=False),
             "sorted": plain(folder, groups, by_length=True),
         }
+        computed = positions(folder, groups)
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         rewards: dict[str, Sequence[float]] = {}
         for _ in range(repeats):
             for name, way in ways.items():
-                began = time.perf_counter()
+                began = time.process_time()
                 rewards[name] = way()
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     worst = max(float(np.abs(np.subtract(rewards[name], rewards["marginkit"])).max()) for name in ways)
     middle = {name: statistics.median(own) for name, own in seconds.items()}
     ratios = {
@@ -128,7 +148,8 @@ def measure(pairs: int, repeats: int, hidden: int, layers: int) -> dict[str, Any
     return {
         "pairs": pairs,
         "of_rewardbench": round(pairs / WHOLE, 3),
-        "seconds": {name: round(value, 2) for name, value in middle.items()},
+        "positions": computed,
+        "cpu_seconds": {name: round(value, 2) for name, value in middle.items()},
         "ratio": {name: round(statistics.median(own), 2) for name, own in ratios.items()},
         "ratio_lowest_highest": {name: [round(min(own), 2), round(max(own), 2)] for name, own in ratios.items()},
         "largest_difference_of_rewards": worst,

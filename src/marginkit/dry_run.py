@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from marginkit.batching import MicroBatch
+from marginkit.benchmark_watch import benchmark_samples
 from marginkit.config import RunConfig
 from marginkit.core.tensors import SequenceScores
 from marginkit.cost import measured_peak, pair_tokens
@@ -127,6 +128,7 @@ def dry_run(config: RunConfig) -> Forecast | HeadForecast:
     if state.num_processes > 1:
         raise BadInput("--dry-run: is for one process; start it without a launcher")
     splits = prepare(config)
+    benchmark_samples(config, has_eval=splits.eval is not None)
     if wants_gamma(config):  # any number will do: it changes neither tokens nor time nor memory
         log.info(
             "target.gamma=auto: chosen when the run starts; whether the data has evidence for it is not tried here"

@@ -13,6 +13,7 @@ import tiny
 from marginkit.benchmark_watch import benchmark_samples, sample
 from marginkit.benchmarking import judge_benchmark, read_benchmark
 from marginkit.config import resolve
+from marginkit.dry_run import dry_run
 from marginkit.errors import BadInput
 from marginkit.groups import Groups
 from marginkit.records import Group, Response
@@ -77,6 +78,10 @@ def test_what_goes_wrong_is_told_before_training(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"none\.jsonl: no such file"):
         train("mmpo", options(out, "none", **{"train.benchmarks": "[none.jsonl]"}), train=groups)
     assert not out.exists()
+    data = {"data.train": held_file(tmp_path), "data.eval": held_file(tmp_path)}
+    missing = options(out, "none", **{"train.benchmarks": "[none.jsonl]"} | data)
+    with pytest.raises(BadInput, match=r"none\.jsonl: no such file"):
+        dry_run(resolve("dpo", [word for word in missing if "gamma" not in word]))
     held = f"train.benchmarks=[{held_file(tmp_path)}]"
     with pytest.raises(BadInput, match="this run has none"):
         benchmark_samples(resolve("bt", [held, "train.eval_strategy=no"]), has_eval=True)
