@@ -74,6 +74,7 @@ def test_the_arguments_we_fix_exist_in_the_installed_release() -> None:
     own = {
         *("prompts_per_step", "tokens_per_micro_batch", "per", "control", "disable_dropout", "force", "precision"),
         *("extra", "torch_compile", "gradient_checkpointing", "population", "population_window", "layout"),
+        *("benchmarks", "benchmark_sample"),
     }
     assert listed - own <= set(TrainingArguments.__dataclass_fields__), "train.* has the names of TrainingArguments"
 

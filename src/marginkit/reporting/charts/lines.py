@@ -46,7 +46,7 @@ def draw_lines(figure: Lines, *, title: str, words: str, mark: str) -> tuple[Mar
     bands = [edge for one in series for edge in (*(one.low or ()), *(one.high or ()))]
     x_low, x_high = min(x for x, _ in places), max(x for x, _ in places)
     if x_low == x_high:
-        x_low, x_high = (x_low / 2, x_high * 2) if figure.log_x else (x_low - 1, x_high + 1)
+        x_low, x_high = (x_low / 2, x_high * 2) if figure.log_x else spread([x_low])
     y_range = spread([*(y for _, y in places), *bands], zero=figure.zero)
     frame = Frame((x_low, x_high), y_range, figure.x_label, figure.y_label, figure.log_x)
     x_ticks = log_ticks(x_low, x_high) if figure.log_x else ticks(x_low, x_high)
