@@ -65,6 +65,7 @@ def open_scorer(
     reference: str | None = None,
     rule: Rule | None = None,
     on_overflow: str | None = None,
+    chat_template: str | None = None,
 ) -> Scorer:
     """A run or a saved model that is asked again and again; its weights are read when the first score is wanted.
 
@@ -75,6 +76,7 @@ def open_scorer(
         rule: how a policy's log-probabilities become rewards, in place of its recipe's own way: `sum` over tokens or
             their mean (`avg`), both without a reference.
         on_overflow: drop or cut_prompt_left, in place of what it was trained with.
+        chat_template: a file, or chatml, in place of the tokenizer's own: for chats, where it has none.
 
     Raises:
         BadInput: no such run or model, a policy without a reference, or a rule for what is no policy.
@@ -87,8 +89,13 @@ def open_scorer(
         if config.kind == "reward_model":
             raise BadInput(f"{folder}: rule {rule} is for policies, and this is a reward model; leave it out")
         config = config.with_(recipe="dpo", reward=dict(_RULES[rule]), target={}, objective={})
-    if on_overflow is not None:
-        config = config.with_(encoding=config.encoding.model_copy(update={"on_overflow": on_overflow}))
+    given = {"on_overflow": on_overflow, "chat_template": chat_template}
+    told = {name: value for name, value in given.items() if value is not None}
+    if told and config.model.kind == "embedding":
+        raise BadInput(
+            f"{folder}: a head on embeddings cuts no text and knows no template; leave out {', '.join(told)}"
+        )
+    config = config.with_(encoding=config.encoding.model_copy(update=told)) if told else config
     return Scorer(folder, config, held, start)
 
 

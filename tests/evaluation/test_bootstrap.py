@@ -71,7 +71,8 @@ def test_same_seed_same_interval_and_blocks_do_not_change_it(monkeypatch):
     whole = estimate_mean(x, np.arange(50), seed=5)
     assert estimate_mean(x, np.arange(50), seed=6) != whole
     monkeypatch.setattr("marginkit.evaluation.bootstrap._WEIGHTS_AT_ONCE", 350)
-    assert estimate_mean(x, np.arange(50), seed=5) == whole
+    cut = estimate_mean(x, np.arange(50), seed=5)  # the same draws; a product of another shape may round otherwise
+    assert (cut.value, cut.low, cut.high) == pytest.approx((whole.value, whole.low, whole.high), rel=1e-12)
 
 
 def test_weighted_mean_and_its_limits():

@@ -52,6 +52,9 @@ def evaluate(
         Literal["drop", "cut_prompt_left"] | None,
         typer.Option(help="Of texts that are too long for the model; default: as it was trained."),
     ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="chatml, or a template file: for chats, where the model's tokenizer has none.")
+    ] = None,
     official: Annotated[
         Path | None, typer.Option(help="RewardBench: write the leaderboard's own JSON files into this folder too.")
     ] = None,
@@ -91,9 +94,9 @@ def evaluate(
     if official is not None and (model_name is None or len(models) > 1):
         raise BadInput(f"--official {official}: is for one --model, and needs its name there: --model-name ORG/NAME")
     read = read_benchmarks(sources, columns=assignments(column), mapping=mapping, suffix=f"-{rule}" if rule else "")
-    scorers = [
-        open_scorer(one, recipe=recipe, reference=reference, rule=rule, on_overflow=on_overflow) for one in models
-    ]
+    how: dict[str, Any] = {"recipe": recipe, "reference": reference, "rule": rule}
+    how |= {"on_overflow": on_overflow, "chat_template": chat_template}
+    scorers = [open_scorer(one, **how) for one in models]
     if official is not None and (other := next((own for own in read if own.kind == "pairs"), None)):
         raise BadInput(f"--official {official}: is for RewardBench, and {other.file} is another file; leave one out")
     folders = {(one, own.name): result_folder(one, own.name, out) for one in models for own in read}

@@ -200,7 +200,7 @@ class Encoder:
         if not simple or group.tools or any(_has_calls(response.turns) for response in group.responses):
             raise BadInput(
                 f"group {group.id}: the prompt is a chat and tokenizer {self.tokenizer.name_or_path!r} has no chat "
-                "template; set encoding.chat_template=chatml or give a template file"
+                "template; set encoding.chat_template=chatml (evaluate: --chat-template chatml) or give a template file"
             )
         return False
 
