@@ -48,6 +48,10 @@ bench: $(STAMP)  ## the measurements behind the figures in docs/ (long)
 	$(BIN)/python benchmarks/best_of_n2.py
 	$(BIN)/python benchmarks/check.py
 	$(BIN)/python benchmarks/self_play.py
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/evaluate_speed.py
+	$(BIN)/python benchmarks/rewardbench_speed.py
+	$(BIN)/python benchmarks/report_page.py
 
 bench-quick: $(STAMP)  ## what a training step costs, beside TRL's (about 15 minutes; close everything else)
 	$(BIN)/python benchmarks/speed.py --quick
