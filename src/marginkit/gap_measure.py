@@ -49,11 +49,6 @@ class GapMeasure:
         return (values > self.bounds[0]).long() + (values > self.bounds[1]).long()
 
 
-def apart(measure: GapMeasure | None, recipe: Loss, batch: Batch) -> Tensor | None:
-    """[P] the measure of the pairs of a batch; None where the run has none."""
-    return None if measure is None else measure.of(recipe, labels_of(batch), len(batch["pairs"]))
-
-
 def measure_of(recipe: Loss, groups: EncodedGroups) -> GapMeasure | None:
     """The measure that tells the training pairs of a run apart; None where nothing does.
 
@@ -93,9 +88,7 @@ class _Meter(Protocol):
     def add(self, name: str, values: Tensor, count: float | Tensor | None = None) -> None: ...
 
 
-def weigh(
-    meter: _Meter, measure: GapMeasure | None, recipe: Loss, batch: Batch, result: PairLoss, total: Tensor
-) -> None:
+def weigh(meter: _Meter, measure: GapMeasure | None, batch: Batch, result: PairLoss, total: Tensor) -> None:
     """Add how much of the gradient comes from near and from far pairs: `sum |dL/dreward|` in a part / that of all.
 
     Only the few operations between the rewards and the loss are gone back through, not the model.
@@ -103,8 +96,7 @@ def weigh(
     Args:
         meter: what the shares are added to, beside the shares of the pairs that count.
         measure: of the run; None adds nothing.
-        recipe: the loss.
-        batch: a micro-batch.
+        batch: a micro-batch, with the measure of its pairs as `apart` and what each counts as `share`.
         result: its loss, with its graph; nothing is added where rewards have no part in it.
         total: what is minimised.
     """
@@ -116,8 +108,7 @@ def weigh(
     if slope is None:
         return
     size = slope.detach().abs().sum(1)
-    values = measure.of(recipe, labels_of(batch), len(size)).to(size.device)
-    known, part = torch.isfinite(values) & (batch["share"] > 0), measure.part_of(values)
+    known, part = torch.isfinite(batch["apart"]) & (batch["share"] > 0), measure.part_of(batch["apart"])
     for number, name in enumerate(PARTS):
         inside = known & (part == number)
         meter.add(f"gradient/{name}_gaps", size[inside], size[known].sum())

@@ -110,9 +110,8 @@ def rows_of(
     weighted: Tensor,
     scores: SequenceScores,
     batch: Batch,
-    apart: Tensor | None = None,
 ) -> dict[int, dict[str, list[float]]]:
-    """Values of every pair and response, by the group's row (an id need not be unique); `apart`: see `GapMeasure`."""
+    """Values of every pair and response, by the group's row: an id need not be unique."""
     per_response: dict[str, Tensor] = {}
     per_pair: dict[str, Tensor] = {}
     shares = per_response if recipe.per == "response" else per_pair
@@ -125,8 +124,8 @@ def rows_of(
         if scores.logp is not None:
             both = scores.logp[batch["pairs"]]
             per_pair |= {"logp_chosen": both[:, 0], "logp_rejected": both[:, 1]}
-        if apart is not None:
-            per_pair["apart"] = apart
+        if "apart" in batch:
+            per_pair["apart"] = batch["apart"]
     rows: dict[int, dict[str, list[float]]] = {
         number: {name: [] for name in (*per_response, *per_pair)} for number in batch["rows"]
     }

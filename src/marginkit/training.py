@@ -29,7 +29,7 @@ from marginkit.core.tensors import Labels, SequenceScores
 from marginkit.cost import cost_of, pair_tokens
 from marginkit.data.encoded import EncodedGroups
 from marginkit.errors import RunFailed
-from marginkit.gap_measure import GRADIENT_METRICS, apart, measure_of, weigh
+from marginkit.gap_measure import GRADIENT_METRICS, measure_of, weigh
 from marginkit.metering import Meter, measure, metrics_of, names_of, rows_of, summarise
 from marginkit.models.packing import BY_PRODUCTS, Batch, Rung, labels_of, number_dtype
 from marginkit.models.scorer import teach
@@ -81,8 +81,7 @@ class MarginTrainer(Trainer):
         self.per, self.plan = per, plan
         self.rung, self.speed, self.cost = rung, speed, cost_of(model)
         self.pad_id: int = tokenizer.pad_token_id
-        self.sampler = StepSampler(plan, args.process_index)
-        self.meter = Meter()
+        self.sampler, self.meter = StepSampler(plan, args.process_index), Meter()
         self.log_file, self.gaps = log_file, measure_of(loss, train_groups)
         self.step_rows: list[tuple[list[str], Tensor]] = []
         super().__init__(
@@ -150,6 +149,8 @@ class MarginTrainer(Trainer):
             batch["key"] = pair_keys(batch["rows"], batch["group_of"])
             if recipe.target is not None and "chance" in recipe.target.part.needs:
                 batch["chance"] = self._chance(groups).to(dtype)
+            if self.gaps is not None:
+                batch["apart"] = self.gaps.of(recipe, labels_of(batch), len(keep)).to(dtype)
         if self.per == "prompt":
             group_of = batch["group_of"] if recipe.per == "pair" else _group_of_responses(batch)
             kept_in_group = torch.zeros(len(groups), dtype=dtype).index_add(0, group_of, keep)
@@ -274,7 +275,7 @@ class MarginTrainer(Trainer):
         self.step_rows.append((names_of(batch, self.recipe.per), result.total.detach()))
         if batch["real"]:
             measure(self.meter, self.recipe, result, scores, batch)
-            weigh(self.meter, self.gaps, self.recipe, batch, result, total)
+            weigh(self.meter, self.gaps, batch, result, total)
         loss: Tensor = total / num_items_in_batch * self.accelerator.num_processes
         return loss
 
@@ -374,8 +375,7 @@ class MarginTrainer(Trainer):
 
     def _rows(self, scores: SequenceScores, batch: Batch) -> dict[int, dict[str, list[float]]]:
         result = self._pair_loss(scores, batch, training=False)
-        weighted, far = self._weighted(result, batch), apart(self.gaps, self.recipe, batch)
-        return rows_of(self.recipe, result, weighted, scores, batch, far)
+        return rows_of(self.recipe, result, self._weighted(result, batch), scores, batch)
 
     # -- the state of recipes that look at other pairs
 

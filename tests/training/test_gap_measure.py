@@ -65,7 +65,8 @@ def test_shares_are_those_of_the_closed_form(recipe: str) -> None:
     result = loss.evaluate(SequenceScores(head=head).at(batch["pairs"], labels_of(batch)), training=True)  # type: ignore[attr-defined]
     kept = loss.kept(labels_of(batch), len(batch["pairs"]))  # type: ignore[attr-defined]
     batch["share"] = kept.double()
-    weigh(meter, measure, loss, batch, result, (batch["share"] * result.total).sum())  # type: ignore[arg-type]
+    batch["apart"] = measure.of(loss, labels_of(batch), len(kept))  # type: ignore[arg-type]
+    weigh(meter, measure, batch, result, (batch["share"] * result.total).sum())  # type: ignore[arg-type]
     gap = (head[batch["pairs"][:, 0]] - head[batch["pairs"][:, 1]]).detach()
     apart = measure.of(loss, labels_of(batch), len(gap))  # type: ignore[arg-type]
     prob = torch.sigmoid(apart) if recipe == "mmpo_rm" else torch.ones_like(gap)
@@ -86,7 +87,8 @@ def test_the_gradient_of_the_model_is_left_alone() -> None:
     head = torch.randn(len(ENCODED[0].response_ids), dtype=torch.float64, requires_grad=True)
     result = loss.evaluate(SequenceScores(head=head).at(batch["pairs"], labels_of(batch)), training=True)  # type: ignore[attr-defined]
     batch["share"] = torch.ones(len(batch["pairs"]))
-    weigh(Meter(), measure_of(loss, ENCODED), loss, batch, result, result.total.sum())  # type: ignore[arg-type]
+    batch["apart"] = torch.ones(len(batch["pairs"]))
+    weigh(Meter(), measure_of(loss, ENCODED), batch, result, result.total.sum())  # type: ignore[arg-type]
     assert head.grad is None
     result.total.sum().backward()
     assert head.grad is not None
