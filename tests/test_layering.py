@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "arguments": {"batching", "config", "data.encoded", "errors"},
     "control": {"assembly", "config", "registry", "errors"},
     "gap_measure": {"core", "data.encoded", "errors", "models.packing"},
-    "mistaken_texts": {"evaluation", "groups", "records", "tables"},
+    "mistaken_texts": {"evaluation", "groups", "records", "rundir", "tables"},
     "neighbours": {"core", "models.packing", "errors"},
     "rundir": {"data", "records", "groups", "tables", "registry", "config", "errors", "preparing"},
 }

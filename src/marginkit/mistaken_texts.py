@@ -9,6 +9,7 @@ from typing import Any
 from marginkit.evaluation.mistakes import Mistake, confident_mistakes
 from marginkit.groups import Groups
 from marginkit.records import Content, Group
+from marginkit.rundir import write_whole
 from marginkit.tables import Scores
 
 FILE = "mistakes.jsonl"
@@ -38,9 +39,8 @@ def write_mistakes(groups: Groups, scores: Scores, folder: Path) -> Path | None:
         place = places.get(one.group)
         if place is not None:
             lines.append(json.dumps(_row(groups[place], one), ensure_ascii=True))
-    target, partial = folder / FILE, folder / f"{FILE}.partial"
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(target)
+    target = folder / FILE
+    write_whole(target, "\n".join(lines) + "\n")
     return target
 
 

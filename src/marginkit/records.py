@@ -297,6 +297,19 @@ class Estimate:
             "clusters": self.clusters,
         }
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Estimate:
+        """What `to_json` gave.
+
+        Example:
+            >>> Estimate.from_json(Estimate(0.5, math.nan, math.nan, 3, 0).to_json())
+            Estimate(value=0.5, low=nan, high=nan, n=3, clusters=0)
+        """
+        value, low, high = (
+            math.nan if content.get(name) is None else float(content[name]) for name in ("value", "low", "high")
+        )
+        return cls(value, low, high, int(content.get("n") or 0), int(content.get("clusters") or 0))
+
     def __str__(self) -> str:
         interval = "" if math.isnan(self.low) else f" [{self.low:.3f}, {self.high:.3f}]"
         return f"{self.value:.3f}{interval}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -221,7 +222,7 @@ def arena_hard(
 
 
 def _percent(one: Any) -> str:
-    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" if one.low == one.low else f"{one.value:.2f}"
+    return f"{one.value:.2f}" if math.isnan(one.low) else f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
 
 
 def existing(path: str, name: str) -> Path:

@@ -62,7 +62,7 @@ def _alpaca_eval_question(row: JudgedRow, at: int) -> Question:
     return Question(at, (row.text("instruction"),))
 
 
-def _arena_hard_question(row: JudgedRow, at: int) -> Question:
+def _arena_hard_question(row: JudgedRow, _: int) -> Question:
     if "uid" in row.value:
         return Question(row.identifier("uid"), (row.text("prompt"),), row.name("category"))
     turns = row.get("turns")

@@ -24,7 +24,7 @@ from marginkit.reporting.blocks import (
     Table,
     Verdict,
 )
-from marginkit.reporting.judged import against_length, bins_of
+from marginkit.reporting.judged import against_length, bins_of, in_words
 from marginkit.reporting.measured import benchmarks_section
 from marginkit.reporting.numbers import number
 from marginkit.reporting.run_page import footer
@@ -115,8 +115,7 @@ def _no_better_than_length(record: RunRecord) -> bool:
 def _runs_section(records: Sequence[RunRecord]) -> Section:
     rows = []
     for record in records:
-        splits = record.manifest.get("data", {}).get("splits", {})
-        train = splits.get("train", {})
+        train = record.splits.get("train", {})
         cost = record.manifest.get("cost") or {}
         state = "tables" if not record.config else "finished" if record.finished else "not finished"
         rows.append(
@@ -135,15 +134,7 @@ def _runs_section(records: Sequence[RunRecord]) -> Section:
     if differing:
         table = [(key, *(_short(values[at]) for at in range(len(records)))) for key, values in differing.items()]
         blocks.append(Table(("setting", *(record.name for record in records)), table, "Settings in which they differ"))
-    if (
-        len(
-            {
-                record.manifest.get("data", {}).get("splits", {}).get("train", {}).get("fingerprint")
-                for record in records
-            }
-        )
-        > 1
-    ):
+    if len({record.splits.get("train", {}).get("fingerprint") for record in records}) > 1:
         blocks.append(Prose("They were not all trained on the same pairs: a difference may be the data's."))
     return Section("The models", blocks, "models")
 
@@ -235,7 +226,7 @@ def _reliability_section(records: Sequence[RunRecord]) -> Section:
         Chart(
             Reliability([("", bins)]),
             f"{name}: right against said; below the dashed line it is too sure.",
-            "; ".join(f"says {one.confidence:.2f}, right {one.outcome:.2f} of {one.count}" for one in bins),
+            in_words(bins),
         )
         for name, bins in drawn
     ]

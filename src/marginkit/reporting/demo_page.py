@@ -23,7 +23,6 @@ from marginkit.reporting.blocks import (
     Verdict,
 )
 from marginkit.reporting.judged import bins_of, in_words
-from marginkit.reporting.measured import estimate_of
 from marginkit.reporting.numbers import number
 from marginkit.reporting.run_page import footer
 from marginkit.reporting.runs import read_record
@@ -68,7 +67,7 @@ def demo_page(told: Mapping[str, Any], folder: Path) -> Page:
 def _level(differences: Mapping[str, Any], measures: Mapping[str, Any]) -> Level:
     """Good if something is better and nothing worse; a warning if something is worse."""
     signs = {name: measures[name]["better"] for name in differences}
-    found = {name: estimate_of(one) for name, one in differences.items()}
+    found = {name: Estimate.from_json(one) for name, one in differences.items()}
     better = any(signs[name] * one.low > 0 and signs[name] * one.high > 0 for name, one in found.items())
     worse = any(signs[name] * one.low < 0 and signs[name] * one.high < 0 for name, one in found.items())
     return "warning" if worse else "good" if better else "note"
@@ -80,7 +79,7 @@ def _table(told: Mapping[str, Any]) -> Section:
     for row in told["rows"]:
         own: list[str | Estimate] = []
         for name in names:
-            found = estimate_of(row[name]) if name in row else None
+            found = Estimate.from_json(row[name]) if name in row else None
             own.append("-" if found is None else number(found.high) if name == "ece_floor" else found)
         rows.append([row["name"], *own, f"{row['seconds']:,.0f}"])
     heads = ("model", *(told["measures"][name]["words"] for name in names), "seconds")
@@ -96,9 +95,9 @@ def _differences(differences: Mapping[str, Mapping[str, Any]], measures: Mapping
         rows = []
         for name, one in differences[kind].items():
             if name in _TRUE_UTILITY:
-                utility.append((f"{ours} - {control}", estimate_of(one)))
+                utility.append((f"{ours} - {control}", Estimate.from_json(one)))
             else:
-                rows.append((measures[name]["words"], estimate_of(one)))
+                rows.append((measures[name]["words"], Estimate.from_json(one)))
         caption = f"{ours} - {control} on the same held-out pairs. Left is better, except in accuracy."
         blocks.append(Chart(Forest(rows, f"{ours} - {control}"), caption, in_rows(rows)))
     caption = "True utility of its answers, difference on the same prompts. Right is better."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +55,7 @@ def _row(name: str, model: str | None, one: Mapping[str, Any]) -> tuple[str | Es
     found = one.get("evaluation") or {}
     pairs = found.get("counts", {}).get("pairs") or found.get("accuracy", {}).get("n") or 0
     floor = found.get("ece_floor") or {}
-    numbers_ = {key: estimate_of(found[key]) if found.get(key) else "-" for key in (*_SHOWN, "length_baseline")}
+    numbers_ = {key: Estimate.from_json(found[key]) if found.get(key) else "-" for key in (*_SHOWN, "length_baseline")}
     return (
         name,
         *((model,) if model is not None else ()),
@@ -79,13 +78,5 @@ def _sections(name: str, model: str | None, one: Mapping[str, Any]) -> list[tupl
 
 def _score(value: Any) -> str | Estimate:
     if isinstance(value, Mapping) and "value" in value:
-        return estimate_of(value)
+        return Estimate.from_json(value)
     return number(float(value)) if isinstance(value, (int, float)) else ""
-
-
-def estimate_of(content: Mapping[str, Any]) -> Estimate:
-    """What `Estimate.to_json` gave."""
-    value, low, high = (
-        math.nan if content.get(name) is None else float(content[name]) for name in ("value", "low", "high")
-    )
-    return Estimate(value, low, high, int(content.get("n") or 0), int(content.get("clusters") or 0))

@@ -10,6 +10,7 @@ from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, verdict
 from marginkit.evaluation.diagnosis import Diagnosis
 from marginkit.evaluation.metrics import Evaluation
+from marginkit.records import Estimate
 from marginkit.reporting.blocks import Block, Chart, Forest, Level, Page, Prose, Section, Verdict
 from marginkit.reporting.judged import (
     against_length,
@@ -71,10 +72,9 @@ def _title(record: RunRecord) -> str:
 
 
 def _lead(record: RunRecord) -> str:
-    splits = record.manifest.get("data", {}).get("splits", {})
     parts = []
     if record.recipe:
-        trained = splits.get("train")
+        trained = record.splits.get("train")
         on = f" on {trained['pairs']:,} pairs of {trained['groups']:,} prompts" if trained else ""
         parts.append(f"Trained with {record.recipe}{on}.")
     if record.pairs is not None:
@@ -148,9 +148,9 @@ def _by_calibration(found: Evaluation) -> Verdict | None:
     return Verdict("warning", f"{how}: {beside}; best temperature {temperature}.", advice)
 
 
-def _signed(found: object) -> str:
-    value, low, high = (getattr(found, name) for name in ("value", "low", "high"))
-    return f"{value:+.3f}" if math.isnan(low) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _signed(found: Estimate) -> str:
+    interval = "" if math.isnan(found.low) else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.value:+.3f}{interval}"
 
 
 def _twin(record: RunRecord) -> tuple[Section | None, Verdict | None]:

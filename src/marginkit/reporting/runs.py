@@ -56,6 +56,12 @@ class RunRecord:
         return str(self.config.get("recipe", ""))
 
     @property
+    def splits(self) -> Mapping[str, Any]:
+        """Groups, pairs and fingerprint of each split of its data; none for tables."""
+        found: Mapping[str, Any] = self.manifest.get("data", {}).get("splits", {})
+        return found
+
+    @property
     def columns(self) -> PairColumns:
         """The pairs as arrays."""
         if not self._columns:

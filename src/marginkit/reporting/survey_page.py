@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from marginkit.records import Estimate
 from marginkit.reporting.blocks import (
     Bars,
     Block,
@@ -21,7 +22,6 @@ from marginkit.reporting.blocks import (
     Table,
     Verdict,
 )
-from marginkit.reporting.measured import estimate_of
 from marginkit.reporting.numbers import number
 from marginkit.reporting.run_page import footer
 from marginkit.reporting.survey_words import figures_of, kept_of, named_counts, sizes
@@ -201,7 +201,7 @@ def _lengths(facts: Mapping[str, Any]) -> Section:
         heads = ("", "5%", "25%", "median", "75%", "95%", "99%", "longest")
         blocks.append(Table(heads, rows, "Lengths, by percentiles", tuple(range(1, len(heads)))))
     longer = [
-        (f"the longer response wins, in {unit}", estimate_of(own))
+        (f"the longer response wins, in {unit}", Estimate.from_json(own))
         for unit, own in (("characters", facts["longer_wins_interval"]), ("tokens", tokens.get("longer_wins")))
         if own
     ]

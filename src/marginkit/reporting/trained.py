@@ -44,7 +44,7 @@ def data_section(record: RunRecord) -> Section:
         blocks.append(Table(("file", "what", "reason", "rows"), reasons, "Rows dropped or warned of", (3,)))
     encoding = data.get("encoding", {})
     splits = []
-    for name, part in data.get("splits", {}).items():
+    for name, part in record.splits.items():
         encoded = encoding.get(name, {})
         left_out = {**part.get("left_out", {}), **encoded.get("dropped", {})}
         tokens = encoded.get("prompt_tokens", 0) + encoded.get("response_tokens", 0)
