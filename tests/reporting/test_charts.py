@@ -15,7 +15,7 @@ from marginkit.reporting.charts import draw
 from marginkit.reporting.charts.frame import WIDTH
 from marginkit.reporting.charts.lines import thinned
 from marginkit.reporting.figures import table_of
-from marginkit.reporting.numbers import log_ticks, spread, ticks
+from marginkit.reporting.numbers import spread, ticks
 
 NAN, INF = math.nan, math.inf
 NUMBER = st.floats() | st.sampled_from([0.0, 1.0, -1.0, 1e308, -1e308, 5e-324, NAN, INF, -INF])
@@ -61,12 +61,11 @@ MAYBE = st.floats(0, 1) | st.just(NAN)
 THREE = st.tuples(NUMBER, NUMBER, NUMBER)
 
 
-@given(points=st.lists(st.tuples(NUMBER, NUMBER), max_size=8), log_x=st.booleans(), zero=st.booleans(), name=NAME)
-def test_lines(points: list[tuple[float, float]], log_x: bool, zero: bool, name: str) -> None:
-    """Any curves, with bands, on any scale."""
-    low = [y - 1 for _, y in points]
-    series = [Series(name, points, low, [y for _, y in points]), Series("b", points[:1], dashed=True)]
-    assert_drawn(Lines(series, name, name, log_x, zero))
+@given(points=st.lists(st.tuples(NUMBER, NUMBER), max_size=8), zero=st.booleans(), name=NAME)
+def test_lines(points: list[tuple[float, float]], zero: bool, name: str) -> None:
+    """Any curves."""
+    series = [Series(name, points), Series("b", points[:1], dashed=True)]
+    assert_drawn(Lines(series, name, name, zero))
 
 
 @given(rows=st.lists(st.tuples(NAME, THREE), max_size=6), zero=st.booleans())
@@ -90,10 +89,8 @@ def test_bars(rows: list[tuple[str, tuple[float, float, float]]], reference: flo
     )
 )
 def test_reliability(bins: list[tuple[float, float, float, float, int]]) -> None:
-    """Any bins of one model or of several."""
-    own = [Bin(*one) for one in bins]
-    assert_drawn(Reliability([("", own)]))
-    assert_drawn(Reliability([("a", own), ("b", own[:1]), ("c", [])]))
+    """Any bins."""
+    assert_drawn(Reliability([Bin(*one) for one in bins]))
 
 
 EDGES = st.lists(st.floats(-1e300, 1e300), min_size=2, max_size=9, unique=True).map(sorted)
@@ -104,8 +101,7 @@ def test_histogram_and_density(edges: list[float], data: st.DataObject) -> None:
     """Any edges that ascend, any counts."""
     n = len(edges) - 1
     counts = data.draw(st.lists(st.integers(0, 10**12), min_size=n, max_size=n))
-    assert_drawn(Histogram(edges, [("", counts)], "x"))
-    assert_drawn(Histogram(edges, [("a", counts), ("b", counts)], "x"))
+    assert_drawn(Histogram(edges, counts, "x"))
     assert_drawn(Density(edges, edges, [counts] * n, "x", "y"))
 
 
@@ -115,7 +111,6 @@ def test_histogram_and_density(edges: list[float], data: st.DataObject) -> None:
         Lines([], "x", "y"),
         Lines([Series("", [])], "x", "y"),
         Lines([Series("", [(1, NAN)])], "x", "y"),
-        Lines([Series("", [(0, 1.0)])], "x", "y", log_x=True),
         Reliability([]),
         Density([0, 1], [0, 1], [[0]], "x", "y"),
         Bars([], []),
@@ -146,10 +141,10 @@ def test_where_things_are() -> None:
 
 def test_the_numbers_behind_a_figure() -> None:
     """Each figure with few numbers has them as a table, worked out by hand."""
-    table = table_of(Histogram([0, 1, 2], [("a", [3, 4]), ("b", [5, 6])], "x"))
+    table = table_of(Histogram([0, 1, 2], [3, 4], "x"))
     assert table is not None
-    assert list(table.rows) == [("0", "1", "3", "5"), ("1", "2", "4", "6")]
-    table = table_of(Reliability([("", [Bin(0.75, 0.5, 0.25, 0.75, 4)])]))
+    assert list(table.rows) == [("0", "1", "3"), ("1", "2", "4")]
+    table = table_of(Reliability([Bin(0.75, 0.5, 0.25, 0.75, 4)]))
     assert table is not None
     assert list(table.rows) == [("0.75", "0.5", "[0.250, 0.750]", "4")]
     table = table_of(Bars(["a"], [1.0], [0.5], [1.5]))
@@ -172,5 +167,4 @@ def test_scales() -> None:
     assert spread([]) == (0.0, 1.0)
     assert spread([3.0]) == pytest.approx((2.7, 3.3))
     assert spread([1.0, 2.0], zero=True) == (0.0, 2.1)
-    assert log_ticks(1, 1e4) == [1, 10, 100, 1000, 10000]
     assert len(thinned(Series("a", [(float(at), 1.0) for at in range(10_001)])).points) <= 400

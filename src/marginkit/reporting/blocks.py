@@ -25,15 +25,11 @@ class Series:
     Args:
         name: what the legend says.
         points: (x, y), x ascending; a y of NaN breaks the line.
-        low: lower end of a band around each point.
-        high: upper end.
         dashed: a line that is held against another: a target, a twin, an evaluation.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
     dashed: bool = False
 
 
@@ -45,14 +41,12 @@ class Lines:
         series: at least one.
         x_label: what x is, with its unit.
         y_label: what y is, with its unit.
-        log_x: x on a logarithmic scale.
         zero: whether y = 0 is in the picture, with a line of its own.
     """
 
     series: Sequence[Series]
     x_label: str
     y_label: str
-    log_x: bool = False
     zero: bool = False
 
 
@@ -80,10 +74,10 @@ class Reliability:
     """Outcome against confidence, on [1/2, 1].
 
     Args:
-        bins: name of a model -> its bins.
+        bins: from the least sure to the surest.
     """
 
-    bins: Sequence[tuple[str, Sequence[Bin]]]
+    bins: Sequence[Bin]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +139,17 @@ class Forest:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How often values fall into bins, of one or several things.
+    """How often values fall into bins.
 
     Args:
         edges: n + 1 edges.
-        counts: (name, n counts or shares).
+        counts: n counts or shares.
         x_label: what is counted, with its unit.
         y_label: how it is counted.
     """
 
     edges: Sequence[float]
-    counts: Sequence[tuple[str, Sequence[float]]]
+    counts: Sequence[float]
     x_label: str
     y_label: str = "count"
 

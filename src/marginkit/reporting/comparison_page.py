@@ -224,7 +224,7 @@ def _reliability_section(records: Sequence[RunRecord]) -> Section:
         return Section(title, [Prose("None of them has pairs with a label.")], anchor)
     blocks: list[Block] = [
         Chart(
-            Reliability([("", bins)]),
+            Reliability(bins),
             f"{name}: right against said; below the dashed line it is too sure.",
             in_words(bins),
         )

@@ -123,7 +123,7 @@ def _reliability(names: Sequence[str], folder: Path) -> Section:
         bins = bins_of(record.columns) if record.pairs is not None else []
         if bins:
             caption = f"{name}: right against said; below the dashed line it is too sure. Bars: pairs."
-            blocks.append(Chart(Reliability([("", bins)]), caption, in_words(bins)))
+            blocks.append(Chart(Reliability(bins), caption, in_words(bins)))
     return Section("Is their confidence right?", blocks or [Prose("No model has judged pairs.")], "calibration")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from marginkit.reporting.blocks import Bars, Cell, Density, Figure, Forest, Histogram, Lines, Reliability, Table
 from marginkit.reporting.numbers import number
@@ -20,21 +21,14 @@ def table_of(figure: Figure) -> Table | None:
         >>> table_of(Bars(["a", "b"], [1.0, 2.5], y_label="grade")).rows
         [('a', '1'), ('b', '2.5')]
     """
+    rows: list[tuple[Cell, ...]]
     match figure:
         case Reliability():
             rows = [
-                (
-                    *([name] if len(figure.bins) > 1 else []),
-                    number(one.confidence),
-                    number(one.outcome),
-                    f"[{one.low:.3f}, {one.high:.3f}]",
-                    number(one.count),
-                )
-                for name, bins in figure.bins
-                for one in bins
+                (number(one.confidence), number(one.outcome), f"[{one.low:.3f}, {one.high:.3f}]", number(one.count))
+                for one in figure.bins
             ]
-            heads = ("model",) * (len(figure.bins) > 1) + ("confidence", "right", "95%", "pairs")
-            return _table(heads, rows, 1 if len(figure.bins) > 1 else 0)
+            return _table(("confidence", "right", "95%", "pairs"), rows, 0)
         case Forest():
             return _table(("", figure.unit or "value"), list(figure.rows), 1)
         case Bars():
@@ -49,9 +43,9 @@ def table_of(figure: Figure) -> Table | None:
             ]
             return _table(("", figure.y_label or "value", "95%")[: len(rows[0])] if rows else ("",), rows, 1)
         case Histogram():
-            bins = zip(figure.edges[:-1], figure.edges[1:], *(counts for _, counts in figure.counts), strict=True)
-            rows = [(number(left), number(right), *map(number, counts)) for left, right, *counts in bins]
-            return _table(("from", "to", *(name or figure.y_label for name, _ in figure.counts)), rows, 0)
+            bins = zip(pairwise(figure.edges), figure.counts, strict=True) if figure.counts else ()
+            rows = [(number(left), number(right), number(count)) for (left, right), count in bins]
+            return _table(("from", "to", figure.y_label), rows, 0)
         case Lines():
             if len({tuple(x for x, _ in one.points) for one in figure.series}) != 1:
                 return None

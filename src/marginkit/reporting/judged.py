@@ -80,7 +80,7 @@ def calibration_section(record: RunRecord) -> Section:
         return Section(title, [Prose("No pair has a label that a probability could be held against.")], anchor)
     charts: list[Block] = [
         Chart(
-            Reliability([("", raw)]),
+            Reliability(raw),
             "As the model says it: points on the dashed line are right, below it the model is too sure. Bars: pairs.",
             in_words(raw),
         )
@@ -90,7 +90,7 @@ def calibration_section(record: RunRecord) -> Section:
         cooled = bins_of(record.columns, temperature)
         charts.append(
             Chart(
-                Reliability([("", cooled)]),
+                Reliability(cooled),
                 f"Rewards divided by the temperature {number(temperature)}, fitted on these same pairs: what one "
                 "number can repair.",
                 in_words(cooled),

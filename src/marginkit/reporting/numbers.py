@@ -73,19 +73,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) + 0.0 for index in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between two positive numbers, with 2 and 5 times where there are few.
-
-    Example:
-        >>> log_ticks(0.1, 10)
-        [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
-    """
-    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
-    steps = (1, 2, 5) if last - first <= 2 else (1,)
-    made = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-    return [float(f"{value:.3g}") for value in made if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
-
-
 def spread(values: Iterable[float], *, zero: bool = False) -> tuple[float, float]:
     """The range of an axis that shows all values, with a little room; (0, 1) where there are none.
 

@@ -154,7 +154,7 @@ def _bars(bars: Sequence[Mapping[str, float]], caption: str, unit: str) -> Chart
             Bars([number(bar["low"]) for bar in bars], shares, y_label="share"), f"{caption}, one bar a value", alt
         )
     edges = [bars[0]["low"], *(bar["high"] for bar in bars)]
-    return Chart(Histogram(edges, [("", shares)], unit, "share"), f"{caption}, in {len(bars)} equal steps", alt)
+    return Chart(Histogram(edges, shares, unit, "share"), f"{caption}, in {len(bars)} equal steps", alt)
 
 
 def _from_to(bar: Mapping[str, float]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from markupsafe import Markup
 
 from marginkit.reporting.blocks import Bars, Histogram
-from marginkit.reporting.charts.frame import LOOKS, Frame, drawing, legend, whisker
+from marginkit.reporting.charts.frame import Frame, drawing, whisker
 from marginkit.reporting.elements import tag
 from marginkit.reporting.numbers import number, spread, ticks
 
@@ -49,36 +50,17 @@ def draw_bars(figure: Bars, *, title: str, words: str, mark: str) -> tuple[Marku
     return drawing(*parts, title=title, words=words, mark=mark), None
 
 
-def draw_histogram(figure: Histogram, *, title: str, words: str, mark: str) -> tuple[Markup, Markup | None]:
-    """Bars side by side for one thing, steps for several."""
-    edges, several = list(figure.edges), len(figure.counts) > 1
-    most = max((count for _, counts in figure.counts for count in counts), default=0)
+def draw_histogram(figure: Histogram, *, title: str, words: str, mark: str) -> tuple[Markup, None]:
+    """Bars side by side."""
+    most = max(figure.counts, default=0)
     if not most:
         return tag("p", "There is nothing to count.", class_="empty"), None
-    frame = Frame((edges[0], edges[-1]), (0, most * 1.05), figure.x_label, figure.y_label)
-    parts = [frame.axes(ticks(edges[0], edges[-1]), ticks(0, most * 1.05))]
-    for which, (name, counts) in enumerate(figure.counts):
-        if several:
-            steps = f"M{frame.x(edges[0]):.1f} {frame.y(0):.1f}" + "".join(
-                f"V{frame.y(count):.1f}H{frame.x(right):.1f}" for count, right in zip(counts, edges[1:], strict=True)
-            )
-            parts.append(tag("path", class_=f"l c{which % LOOKS}", d=f"{steps}V{frame.y(0):.1f}"))
-            continue
-        for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-            hint = tag("title", f"{name + ': ' if name else ''}{number(count)} from {number(left)} to {number(right)}")
-            x, width = frame.x(left), frame.x(right) - frame.x(left)
-            height = frame.y(0) - frame.y(count)
-            if count:
-                parts.append(
-                    tag(
-                        "rect",
-                        hint,
-                        class_="bar",
-                        x=x + 0.5,
-                        y=frame.y(count),
-                        width=max(width - 1, 0.5),
-                        height=height,
-                    )
-                )
-    picture = drawing(*parts, title=title, words=words, mark=mark)
-    return picture, legend([(name, False) for name, _ in figure.counts]) if several else None
+    low, high = figure.edges[0], figure.edges[-1]
+    frame = Frame((low, high), (0, most * 1.05), figure.x_label, figure.y_label)
+    parts = [frame.axes(ticks(low, high), ticks(0, most * 1.05))]
+    for count, (left, right) in zip(figure.counts, pairwise(figure.edges), strict=True):
+        if count:
+            hint = tag("title", f"{number(count)} from {number(left)} to {number(right)}")
+            x, y, width = frame.x(left) + 0.5, frame.y(count), max(frame.x(right) - frame.x(left) - 1, 0.5)
+            parts.append(tag("rect", hint, class_="bar", x=x, y=y, width=width, height=frame.y(0) - y))
+    return drawing(*parts, title=title, words=words, mark=mark), None

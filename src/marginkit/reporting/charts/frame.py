@@ -29,7 +29,6 @@ class Frame:
         y_range: values at the bottom and top.
         x_label: what x is.
         y_label: what y is.
-        log_x: x on a logarithmic scale.
         left: room for the labels of y.
         height: of the whole chart.
     """
@@ -38,7 +37,6 @@ class Frame:
     y_range: tuple[float, float]
     x_label: str = ""
     y_label: str = ""
-    log_x: bool = False
     left: float = 54.0
     height: float = HEIGHT
 
@@ -60,8 +58,6 @@ class Frame:
     def x(self, value: float) -> float:
         """Where a value of x is."""
         low, high = self.x_range
-        if self.log_x:
-            low, high, value = math.log(low), math.log(high), math.log(value)
         return self.left + _part(value, low, high) * (self.right - self.left)
 
     def y(self, value: float) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from markupsafe import Markup
 
 from marginkit.reporting.blocks import Lines, Series
 from marginkit.reporting.charts.frame import LOOKS, Frame, drawing, legend, marker, route
 from marginkit.reporting.elements import tag
-from marginkit.reporting.numbers import BEYOND, log_ticks, number, spread, ticks
+from marginkit.reporting.numbers import BEYOND, number, spread, ticks
 
 _FEW_POINTS = 24
 _MOST_POINTS = 400
@@ -32,29 +33,24 @@ def thinned(series: Series, most: int = _MOST_POINTS) -> Series:
         return [sum(part) / len(part) if part else math.nan for part in kept]
 
     x, y = (means([point[axis] for point in series.points]) for axis in (0, 1))
-    low = None if series.low is None else means(list(series.low))
-    high = None if series.high is None else means(list(series.high))
-    return Series(series.name, list(zip(x, y, strict=True)), low, high, series.dashed)
+    return replace(series, points=list(zip(x, y, strict=True)))
 
 
 def draw_lines(figure: Lines, *, title: str, words: str, mark: str) -> tuple[Markup, Markup | None]:
     """The picture, and its legend if there are several lines."""
-    series = [thinned(_with_a_place(one, log_x=figure.log_x)) for one in figure.series]
+    series = [thinned(_with_a_place(one)) for one in figure.series]
     places = [place for one in series for place in one.points]
     if not any(math.isfinite(y) for _, y in places):
         return tag("p", "There is nothing to draw yet.", class_="empty"), None
-    bands = [edge for one in series for edge in (*(one.low or ()), *(one.high or ()))]
     x_low, x_high = min(x for x, _ in places), max(x for x, _ in places)
     if x_low == x_high:
-        x_low, x_high = (x_low / 2, x_high * 2) if figure.log_x else spread([x_low])
-    y_range = spread([*(y for _, y in places), *bands], zero=figure.zero)
-    frame = Frame((x_low, x_high), y_range, figure.x_label, figure.y_label, figure.log_x)
-    x_ticks = log_ticks(x_low, x_high) if figure.log_x else ticks(x_low, x_high)
-    parts = [frame.axes(x_ticks, ticks(*y_range))]
+        x_low, x_high = spread([x_low])
+    y_range = spread((y for _, y in places), zero=figure.zero)
+    frame = Frame((x_low, x_high), y_range, figure.x_label, figure.y_label)
+    parts = [frame.axes(ticks(x_low, x_high), ticks(*y_range))]
     if figure.zero and y_range[0] < 0 < y_range[1]:
         parts.append(tag("line", class_="zero", x1=frame.left, x2=frame.right, y1=frame.y(0), y2=frame.y(0)))
     for which, one in enumerate(series):
-        parts += _band(frame, one, which)
         look = f"l c{which % LOOKS}{' dashed' if one.dashed else ''}"
         at = [(frame.x(x), frame.y(y)) for x, y in one.points]
         parts.append(tag("path", class_=look, d=route(at)))
@@ -68,23 +64,6 @@ def draw_lines(figure: Lines, *, title: str, words: str, mark: str) -> tuple[Mar
     return picture, legend([(one.name, one.dashed) for one in series]) if len(series) > 1 else None
 
 
-def _with_a_place(one: Series, *, log_x: bool) -> Series:
+def _with_a_place(one: Series) -> Series:
     """Without the points that have no place on the axis of x."""
-    here = [at for at, (x, _) in enumerate(one.points) if abs(x) < BEYOND and (not log_x or x > 1 / BEYOND)]
-    if len(here) == len(one.points):
-        return one
-    low, high = (None if edge is None else [edge[at] for at in here] for edge in (one.low, one.high))
-    return Series(one.name, [one.points[at] for at in here], low, high, one.dashed)
-
-
-def _band(frame: Frame, one: Series, which: int) -> list[Markup]:
-    if one.low is None or one.high is None:
-        return []
-    edges = [
-        (frame.x(x), frame.y(low), frame.y(high))
-        for (x, _), low, high in zip(one.points, one.low, one.high, strict=True)
-        if math.isfinite(low) and math.isfinite(high)
-    ]
-    there = [(x, low) for x, low, _ in edges]
-    back = [(x, high) for x, _, high in reversed(edges)]
-    return [tag("path", class_=f"band c{which % LOOKS}", d=route([*there, *back]) + "Z")] if edges else []
+    return replace(one, points=[point for point in one.points if abs(point[0]) < BEYOND])
