@@ -147,7 +147,7 @@ class BenchmarkWatch(TrainerCallback):
         """Score, judge and log."""
         found: dict[str, float] = {}
         for one in self.watched:
-            judged = judge_sample(one.kind, *self._tables(one, args.process_index, args.world_size))
+            judged = _judge_sample(one.kind, *self._tables(one, args.process_index, args.world_size))
             found |= {f"benchmark/{one.name}/{name}": value for name, value in judged.items()}
         self.trainer.log(found)
 
@@ -176,11 +176,11 @@ class BenchmarkWatch(TrainerCallback):
         return responses, pairs
 
 
-def judge_sample(kind: Kind, responses: pa.Table, pairs: pa.Table) -> dict[str, float]:
+def _judge_sample(kind: Kind, responses: pa.Table, pairs: pa.Table) -> dict[str, float]:
     """What is logged of a sample: accuracy and nll; of a RewardBench with all its parts in it the score as well.
 
     Example:
-        >>> judge_sample("pairs", RESPONSES_SCHEMA.empty_table(), PAIRS_SCHEMA.empty_table())
+        >>> _judge_sample("pairs", RESPONSES_SCHEMA.empty_table(), PAIRS_SCHEMA.empty_table())
         {}
     """
     if not len(pairs):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from marginkit.evaluation.rewardbench import SECTIONS, judge_v1
 from marginkit.evaluation.rewardbench2 import answers_of, judge_v2
 from marginkit.evaluation.rewardbench_files import write_official
 from marginkit.groups import Groups
-from marginkit.progress import progress
+from marginkit.progress import is_first, progress
 from marginkit.records import Estimate
 from marginkit.run_scores import Scorer
 from marginkit.rundir import write_whole
@@ -224,7 +223,7 @@ def judge_benchmark(
                 shown[section + BY_LENGTH] = lengths[section].to_json()
         result["sections"] = shown
         result["subsets"] = {subset: value.to_json() for subset, value in subsets.items()}
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first():
         (folder / "result.json").unlink(missing_ok=True)
         if not reused:
             scores.save(folder)

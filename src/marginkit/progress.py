@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 from typing import Any, Self
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks: of several that `accelerate launch` or torchrun started, one does."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class progress:  # used like a function: with progress(total, "score responses") as bar

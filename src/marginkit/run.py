@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 
 from marginkit.benchmark_watch import BenchmarkWatch, benchmark_samples
 from marginkit.benchmarking import Benchmark
@@ -206,8 +206,9 @@ def fit(
     config = _with_checkpointing(config, setup, state)
     checkpoint = last_checkpoint(out)
     arguments = training_arguments(config, out, precision=setup.precision.name, has_eval="eval" in encoded)
-    # where training starts from: "fell by 14 nats" needs an origin
-    arguments.eval_on_start = arguments.eval_strategy != "no" and checkpoint is None
+    # where training starts from: "fell by 14 nats" needs an origin; weights that are sharded would be gathered by it
+    sharded = state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED) or bool(config.train.fsdp)
+    arguments.eval_on_start = arguments.eval_strategy != "no" and checkpoint is None and not sharded
     per = setup.per
     speed = Speedometer(measured_peak(setup.precision) * state.num_processes)
     if state.is_main_process:

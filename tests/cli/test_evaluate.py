@@ -98,9 +98,14 @@ def test_rewardbench_with_the_leaderboards_files(run: Call, tmp_path: Path, mode
         ([], "name one run or folder of tables"),
         (["a", "b"], "name one run or folder of tables"),
         (["a", "--rule", "avg"], "--rule avg: belongs to --model"),
+        (["a", "--chat-template", "chatml"], "--chat-template chatml: belongs to --model"),
+        (["a", "--on-overflow", "drop"], "--on-overflow drop: belongs to --model"),
+        (["a", "--model-name", "me/mine"], "--model-name me/mine: belongs to --model"),
+        (["a", "--column", "x=chosen"], "--column x=chosen: belongs to --model"),
         (["none"], "no such run, folder of tables"),
         (["--model", "m", "--data", "mine.jsonl", "--against", "b"], "give --model twice"),
         (["--model", "m", "--data", "mine.jsonl", "--official", "o"], "needs its name there"),
+        (["--model", "m", "--data", "mine.jsonl", "--model-name", "a/b"], "ask for them with --official"),
     ],
 )
 def test_what_does_not_go_together(run: Call, tmp_path: Path, words: list[str], says: str) -> None:

@@ -22,6 +22,7 @@ from marginkit.reporting.reports import page_of, report
 from marginkit.reporting.runs import RunRecord, named, read_record
 from marginkit.run import Run
 from marginkit.tables import Scores
+from page_reading import write_run
 
 ALL = ("Numbers", "Is its confidence right?", "How far apart?", "Slices", "How training went", "Sure and wrong", "Data")
 ALL += ("Settings", "Cost and speed", "How to repeat it")
@@ -155,6 +156,16 @@ def test_a_run_that_was_cut_off(run: Run, tmp_path: Path) -> None:
     page = page_of([copy_of(run, tmp_path / "run", "metrics.json", "tables")])
     assert "has not come to its end" in page.lead
     assert "not finished" in words(page)
+
+
+def test_a_twin_that_was_judged_on_other_pairs(tmp_path: Path) -> None:
+    """The page is drawn all the same, and says why the two are not compared."""
+    folder = write_run(tmp_path / "run", 60)
+    write_run(folder / "control", 40)
+    page = page_of([folder])
+    [said] = section(page, "Against its hard-label twin").blocks
+    assert isinstance(said, Prose)
+    assert "They cannot be compared: the two tables hold different pairs" in said.text
 
 
 def test_broken_files_are_refused_in_one_line(run: Run, tmp_path: Path) -> None:

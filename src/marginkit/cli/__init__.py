@@ -14,6 +14,7 @@ import sys
 from marginkit.cli.app import app
 from marginkit.cli.rendering import fail
 from marginkit.errors import BadInput, MarginkitError
+from marginkit.progress import is_first
 
 # isort: off
 from marginkit.cli import checking as checking
@@ -40,7 +41,7 @@ def _quiet_libraries() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("marginkit")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO if int(os.environ.get("RANK", "0")) == 0 else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first() else logging.ERROR)
     logger.propagate = False
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

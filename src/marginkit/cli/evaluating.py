@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,6 +11,7 @@ import typer
 from marginkit.cli.app import Columns, Json, MappingFile, app
 from marginkit.cli.rendering import assignments, say, say_json, show_evaluation, table
 from marginkit.errors import BadInput
+from marginkit.progress import is_first
 
 if TYPE_CHECKING:
     from marginkit.benchmarking import Judged
@@ -75,6 +75,8 @@ def evaluate(
     given = scores or []
     if model is None and data is None:
         foreign = {"--out": out, "--recipe": recipe, "--reference": reference, "--rule": rule, "--official": official}
+        foreign |= {"--on-overflow": on_overflow, "--chat-template": chat_template, "--model-name": model_name}
+        foreign |= {"--column": column[0] if column else None, "--mapping": mapping}
         for name, value in foreign.items():
             if value is not None:
                 raise BadInput(f"{name} {value}: belongs to --model and --data; scores are judged as they are")
@@ -93,6 +95,10 @@ def evaluate(
     models, sources = list(dict.fromkeys(model)), [*data, *given]
     if official is not None and (model_name is None or len(models) > 1):
         raise BadInput(f"--official {official}: is for one --model, and needs its name there: --model-name ORG/NAME")
+    if model_name is not None and official is None:
+        raise BadInput(
+            f"--model-name {model_name}: is the name in the leaderboard's files; ask for them with --official"
+        )
     read = read_benchmarks(sources, columns=assignments(column), mapping=mapping, suffix=f"-{rule}" if rule else "")
     how: dict[str, Any] = {"recipe": recipe, "reference": reference, "rule": rule}
     how |= {"on_overflow": on_overflow, "chat_template": chat_template}
@@ -104,10 +110,10 @@ def evaluate(
     for one, scorer in zip(models, scorers, strict=True):
         for own in read:
             judged[own.name].append(judge_benchmark(scorer, own, folders[one, own.name], bins=bins, seed=seed))
-            if official is not None and model_name is not None and int(os.environ.get("RANK", "0")) == 0:
+            if official is not None and model_name is not None and is_first():
                 write_leaderboard(official, model_name, own, judged[own.name][-1], scorer)
         scorer.close()
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not is_first():
         return
     differences = [
         (rows[0], other, difference(other, rows[0], seed=seed)) for rows in judged.values() for other in rows[1:]

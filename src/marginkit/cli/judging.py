@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 from marginkit.cli.app import Columns, Json, MappingFile, app
 from marginkit.cli.rendering import assignments, say, say_json
 from marginkit.errors import BadInput
+from marginkit.progress import is_first
 
 
 @app.command(epilog="Example:  marginkit score runs/mmpo_rm-1 new_answers.jsonl --out scores")
@@ -41,7 +41,7 @@ def score(
     from marginkit.run import score as run_score
 
     scores = run_score(run, groups, recipe=recipe, reference=reference)
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not is_first():
         return
     if (out / "pairs.parquet").is_file():
         logging.getLogger("marginkit").info("%s: the tables that were there are replaced", out)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from marginkit.cli.app import Json, app
 from marginkit.cli.rendering import fail, say, say_json, show_evaluation, table
+from marginkit.progress import is_first
 
 
 @app.command(
@@ -47,7 +47,7 @@ def train(
     except KeyboardInterrupt:
         where = config.out or f"the new folder runs/{config.recipe}-N"
         fail(f"interrupted; the same command with out={where} goes on from the last checkpoint", 130)
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not is_first():
         return
     if as_json:
         say_json(run.to_json())

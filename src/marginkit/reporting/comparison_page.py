@@ -24,9 +24,9 @@ from marginkit.reporting.blocks import (
     Table,
     Verdict,
 )
-from marginkit.reporting.judged import against_length, bins_of, in_words
+from marginkit.reporting.judged import against_length, bins_in_words, bins_of
 from marginkit.reporting.measured import benchmarks_section
-from marginkit.reporting.numbers import number
+from marginkit.reporting.numbers import in_words, number
 from marginkit.reporting.run_page import footer
 from marginkit.reporting.runs import RunRecord
 from marginkit.reporting.trained import repeat_section
@@ -173,8 +173,8 @@ def _numbers_section(records: Sequence[RunRecord]) -> Section:
             if record.evaluation and name in record.evaluation
         ]
         if rows:
-            alt = "; ".join(f"{who}: {one}" for who, one in rows)
-            blocks.append(Chart(Forest(rows, words, zero=False), f"{words[0].upper()}{words[1:]}", alt))
+            caption = f"{words[0].upper()}{words[1:]}"
+            blocks.append(Chart(Forest(rows, words, zero=False), caption, in_words(rows)))
     if not blocks:
         return Section("Numbers", [Prose("None of them has judged pairs.")], "numbers")
     heads = ("", "pairs", "accuracy", "longer is better", "NLL", "Brier score", "ECE", "its floor", "temperature")
@@ -197,10 +197,8 @@ def _differences_section(first: RunRecord, found: Mapping[str, Comparison | str]
         rows = [(name, one[measure]) for name, one in compared.items() if measure in one]
         if rows:
             better = "right" if measure == "accuracy" else "left"
-            alt = "; ".join(f"{name}: {one}" for name, one in rows)
-            blocks.append(
-                Chart(Forest(rows, f"{words}, difference to {first.name}"), f"{words}: {better} is better.", alt)
-            )
+            picture = Forest(rows, f"{words}, difference to {first.name}")
+            blocks.append(Chart(picture, f"{words}: {better} is better.", in_words(rows)))
     tests = [(name, one.mcnemar) for name, one in compared.items() if one.mcnemar is not None]
     if tests:
         heads = ("", "only this one right", f"only {first.name} right", "McNemar, exact p", "mid-p")
@@ -226,7 +224,7 @@ def _reliability_section(records: Sequence[RunRecord]) -> Section:
         Chart(
             Reliability(bins),
             f"{name}: right against said; below the dashed line it is too sure.",
-            in_words(bins),
+            bins_in_words(bins),
         )
         for name, bins in drawn
     ]

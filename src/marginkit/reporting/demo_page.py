@@ -22,8 +22,8 @@ from marginkit.reporting.blocks import (
     Table,
     Verdict,
 )
-from marginkit.reporting.judged import bins_of, in_words
-from marginkit.reporting.numbers import number
+from marginkit.reporting.judged import bins_in_words, bins_of
+from marginkit.reporting.numbers import in_words, number
 from marginkit.reporting.run_page import footer
 from marginkit.reporting.runs import read_record
 
@@ -99,21 +99,11 @@ def _differences(differences: Mapping[str, Mapping[str, Any]], measures: Mapping
             else:
                 rows.append((measures[name]["words"], Estimate.from_json(one)))
         caption = f"{ours} - {control} on the same held-out pairs. Left is better, except in accuracy."
-        blocks.append(Chart(Forest(rows, f"{ours} - {control}"), caption, in_rows(rows)))
+        blocks.append(Chart(Forest(rows, f"{ours} - {control}"), caption, in_words(rows)))
     caption = "True utility of its answers, difference on the same prompts. Right is better."
-    blocks.append(Chart(Forest(utility, "utility (logits)"), caption, in_rows(utility)))
+    blocks.append(Chart(Forest(utility, "utility (logits)"), caption, in_words(utility)))
     blocks.append(Prose("An interval that holds 0 is drawn grey: nothing is claimed there."))
     return Section("MMPO against hard labels", blocks, "differences")
-
-
-def in_rows(rows: Sequence[tuple[str, Estimate]]) -> str:
-    """Estimates in words.
-
-    Example:
-        >>> in_rows([("NLL", Estimate(-0.05, -0.08, -0.02, 900, 300))])
-        'NLL: -0.050 [-0.080, -0.020]'
-    """
-    return "; ".join(f"{name}: {one}" for name, one in rows)
 
 
 def _reliability(names: Sequence[str], folder: Path) -> Section:
@@ -123,7 +113,7 @@ def _reliability(names: Sequence[str], folder: Path) -> Section:
         bins = bins_of(record.columns) if record.pairs is not None else []
         if bins:
             caption = f"{name}: right against said; below the dashed line it is too sure. Bars: pairs."
-            blocks.append(Chart(Reliability(bins), caption, in_words(bins)))
+            blocks.append(Chart(Reliability(bins), caption, bins_in_words(bins)))
     return Section("Is their confidence right?", blocks or [Prose("No model has judged pairs.")], "calibration")
 
 

@@ -30,7 +30,7 @@ from marginkit.reporting.blocks import (
     Section,
     Table,
 )
-from marginkit.reporting.numbers import number
+from marginkit.reporting.numbers import in_words, number
 from marginkit.reporting.runs import RunRecord
 
 _CELLS = 24
@@ -82,7 +82,7 @@ def calibration_section(record: RunRecord) -> Section:
         Chart(
             Reliability(raw),
             "As the model says it: points on the dashed line are right, below it the model is too sure. Bars: pairs.",
-            in_words(raw),
+            bins_in_words(raw),
         )
     ]
     temperature = found["temperature"].value
@@ -93,7 +93,7 @@ def calibration_section(record: RunRecord) -> Section:
                 Reliability(cooled),
                 f"Rewards divided by the temperature {number(temperature)}, fitted on these same pairs: what one "
                 "number can repair.",
-                in_words(cooled),
+                bins_in_words(cooled),
             )
         )
     names = {
@@ -107,17 +107,17 @@ def calibration_section(record: RunRecord) -> Section:
         Chart(
             Forest(forest, "calibration error"),
             "Calibration error beside what a perfectly calibrated model would show on as many pairs.",
-            "; ".join(f"{name} {found}" for name, found in forest),
+            in_words(forest),
         )
     )
     return Section(title, charts, anchor)
 
 
-def in_words(bins: Sequence[Bin]) -> str:
+def bins_in_words(bins: Sequence[Bin]) -> str:
     """The bins of a reliability diagram in words.
 
     Example:
-        >>> in_words([Bin(0.9, 0.8, 0.7, 0.9, 40)])
+        >>> bins_in_words([Bin(0.9, 0.8, 0.7, 0.9, 40)])
         'says 0.90, right 0.80 of 40'
     """
     return "; ".join(f"says {one.confidence:.2f}, right {one.outcome:.2f} of {one.count}" for one in bins)
@@ -162,7 +162,7 @@ def gaps_section(record: RunRecord) -> Section:
                     (0.5, "a coin"),
                 ),
                 f"Agreement by {study.measure.replace('_', ' ')} ({unit}): larger gaps should be easier.",
-                "; ".join(f"{label}: {one}" for label, one in zip(labels, agreement, strict=True)),
+                in_words(zip(labels, agreement, strict=True)),
             )
         )
         blocks.append(

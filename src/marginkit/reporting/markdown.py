@@ -149,7 +149,7 @@ def _figure(figure: Figure, words: str) -> Iterator[str]:
             values = [y for _, y in one.points if y == y]
             if values:
                 name = f"{escaped(one.name)}: " if one.name else ""
-                yield f"- {name}`{spark(values)}` {number(values[0])} -> {number(values[-1])}"
+                yield f"- {name}`{_spark(values)}` {number(values[0])} -> {number(values[-1])}"
         return
     numbers = table_of(figure)
     if numbers is None:
@@ -158,11 +158,11 @@ def _figure(figure: Figure, words: str) -> Iterator[str]:
         yield from _table(numbers)
 
 
-def spark(values: Sequence[float]) -> str:
+def _spark(values: Sequence[float]) -> str:
     """A curve in one line of characters.
 
     Example:
-        >>> spark([0.0, 1.0, 2.0, 7.0])
+        >>> _spark([0.0, 1.0, 2.0, 7.0])
         '▁▂▃█'
     """
     step = max(1, -(-len(values) // _SPARK_LENGTH))

@@ -47,6 +47,16 @@ def point(found: Estimate) -> str:
     return f"{found.value:.{3 if abs(found.value) < 100 else 1}f}"
 
 
+def in_words(rows: Iterable[tuple[str, Estimate]]) -> str:
+    """Estimates by name, for those who do not see a figure of them.
+
+    Example:
+        >>> in_words([("NLL", Estimate(-0.05, -0.08, -0.02, 900, 300))])
+        'NLL: -0.050 [-0.080, -0.020]'
+    """
+    return "; ".join(f"{name}: {one}" for name, one in rows)
+
+
 def tick(value: float) -> str:
     """A round number at an axis.
 

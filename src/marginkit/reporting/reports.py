@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -71,7 +72,8 @@ def diagnoses_of(record: RunRecord) -> list[Diagnosis]:
     reward = record.manifest.get("parts", {}).get("reward", {}).get("function", "").rpartition(":")[2]
     twin, differences = record.control, None
     if twin is not None and record.pairs is not None and twin.pairs is not None:
-        differences = compare(record.pairs, twin.pairs)
+        with suppress(BadInput):  # judged on other pairs: the page says why they are not compared
+            differences = compare(record.pairs, twin.pairs)
     return diagnose(
         record.history,
         record.evaluation,

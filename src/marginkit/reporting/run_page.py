@@ -55,7 +55,7 @@ def run_page(record: RunRecord, diagnoses: Sequence[Diagnosis] = ()) -> Page:
         sections[-1] = Section(sections[-1].title, [*signs, *sections[-1].blocks], sections[-1].anchor)
     sections += [mistakes_section(record), data_section(record), settings_section(record)]
     sections += [cost_section(record), repeat_section(record)]
-    verdicts = [*judged_verdicts(record), *([twin_verdict] if twin_verdict else [])]
+    verdicts = [*_judged_verdicts(record), *([twin_verdict] if twin_verdict else [])]
     grave = [one for one in signs if one.level in ("bad", "warning")]
     return Page(_title(record), _lead(record), [*verdicts, *grave[:3]], sections, footer())
 
@@ -88,7 +88,7 @@ def _lead(record: RunRecord) -> str:
     return " ".join(parts) or "Scores of responses, without pairs."
 
 
-def judged_verdicts(record: RunRecord) -> list[Verdict]:
+def _judged_verdicts(record: RunRecord) -> list[Verdict]:
     """Is it better than length, and is its confidence right?"""
     found = record.evaluation
     if found is None:

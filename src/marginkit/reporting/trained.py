@@ -164,7 +164,7 @@ def curves_section(record: RunRecord) -> Section:
     if not blocks:
         why = "These are score tables: there was no training to follow." if not record.config else "Nothing was logged."
         return Section(title, [Prose(why)], anchor)
-    blocks += over_time(history.snapshots)
+    blocks += _over_time(history.snapshots)
     if not any(name.startswith("eval_") for name in history.series):
         blocks.append(Prose("There was no dev split to follow during training, so there are no curves of it."))
     if history.broken:
@@ -172,7 +172,7 @@ def curves_section(record: RunRecord) -> Section:
     return Section(title, blocks, anchor)
 
 
-def over_time(snapshots: Sequence[Snapshot]) -> list[Block]:
+def _over_time(snapshots: Sequence[Snapshot]) -> list[Block]:
     """Gap against target at the first, a middle and the last evaluation."""
     if len(snapshots) < 2:
         return []
