@@ -12,6 +12,7 @@ import yaml
 
 from marginkit.config import RunConfig
 from marginkit.errors import RunFailed
+from marginkit.records import Estimate
 
 log = logging.getLogger("marginkit")
 
@@ -170,10 +171,7 @@ def _limits(config: RunConfig, metrics: Mapping[str, Any] | None) -> list[str]:
 
 
 def _estimate(found: Mapping[str, Any]) -> str:
-    if found["value"] is None:
-        return "-"
-    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{found['value']:.3f}{interval}"
+    return "-" if found["value"] is None else str(Estimate.from_json(found))
 
 
 def push(model: Path, config: RunConfig, manifest: Mapping[str, Any]) -> str:

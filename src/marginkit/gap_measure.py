@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from marginkit.core.tensors import Labels
 from marginkit.data.encoded import EncodedGroup, EncodedGroups
 from marginkit.errors import BadInput
 from marginkit.models.packing import Batch, labels_of, pair_columns
+
+if TYPE_CHECKING:
+    from marginkit.metering import Meter
 
 PARTS = ("small", "middle", "large")
 GRADIENT_METRICS = tuple(f"{what}/{part}_gaps" for what in ("gradient", "pairs") for part in PARTS)
@@ -84,11 +87,7 @@ def _grades(labels: Labels, count: int) -> Tensor:
     return apart if labels.strength is None else torch.where(torch.isnan(labels.strength), apart, labels.strength)
 
 
-class _Meter(Protocol):
-    def add(self, name: str, values: Tensor, count: float | Tensor | None = None) -> None: ...
-
-
-def weigh(meter: _Meter, measure: GapMeasure | None, batch: Batch, result: PairLoss, total: Tensor) -> None:
+def weigh(meter: Meter, measure: GapMeasure | None, batch: Batch, result: PairLoss, total: Tensor) -> None:
     """Add how much of the gradient comes from near and from far pairs: `sum |dL/dreward|` in a part / that of all.
 
     Only the few operations between the rewards and the loss are gone back through, not the model.

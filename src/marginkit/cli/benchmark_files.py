@@ -47,7 +47,7 @@ def prompts(
 
     found = read_questions(name, questions)
     rows = prompt_rows(name, found, None if answers is None else _groups(answers), plain=plain, missing=missing)
-    _write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     splits = dict(Counter(row["split"] for row in rows if "split" in row))
     if as_json:
         say_json({"out": str(out), "prompts": len(rows), "splits": splits})
@@ -91,7 +91,7 @@ def answers(
     drawn = Answers(_groups(files), choose)
     count = None if tokenizer is None else _token_counter(tokenizer)
     rows = answer_rows(name, found, drawn, model, now=time.time(), missing=missing, count_tokens=count)
-    _write(out, written(name, rows))
+    write_text(out, written(name, rows))
     result: dict[str, Any] = {"out": str(out), "answers": len(rows), "empty": drawn.lacking(found)}
     if name == "arena-hard":
         result["tokens_counted_by"] = tokenizer
@@ -122,12 +122,17 @@ def _groups(files: list[str]) -> Any:
     return groups
 
 
-def _write(out: Path, content: str) -> None:
+def write_text(out: Path, content: str, option: str = "--out") -> None:
+    """Write a file that an option named, and its folder.
+
+    Raises:
+        BadInput: it cannot be written.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(content, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise BadInput(f"--out {out}: {error.strerror}") from None
+        raise BadInput(f"{option} {out}: {error.strerror}") from None
 
 
 def _token_counter(name: str) -> Callable[[str], int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from marginkit.cli.app import Json
-from marginkit.cli.benchmark_files import written
+from marginkit.cli.benchmark_files import write_text, written
 from marginkit.cli.benchmarks import Seed, benchmark, existing
 from marginkit.cli.rendering import say, say_json, table
 from marginkit.errors import BadInput
@@ -101,11 +101,7 @@ def _export(out: Path, data: str, responses: Any, samples: int | None, generator
     keys = zip(responses["group"].to_pylist(), responses["response"].to_pylist(), strict=True)
     rewards = dict(zip(keys, responses["reward"].to_pylist(), strict=True))
     rows = list(best_of_n_rows(groups, rewards, samples, generator))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(written("alpaca-eval", rows), encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise BadInput(f"--export {out}: {error.strerror}") from None
+    write_text(out, written("alpaca-eval", rows), "--export")
     return len(rows)
 
 

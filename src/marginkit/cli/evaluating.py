@@ -173,7 +173,12 @@ def _show(rows: Sequence[Judged], differences: Sequence[tuple[Judged, Judged, Co
 
 def _test(found: Comparison) -> str:
     one = found.mcnemar
-    return "-" if one is None else f"{one.only_first} : {one.only_second}, p = {one.mid_p:.3f}"
+    if one is None:
+        return "-"
+    from marginkit.evaluation.compare import p_words
+
+    said = p_words(one.mid_p)
+    return f"{one.only_first} : {one.only_second}, p {'' if said.startswith('<') else '= '}{said}"
 
 
 def _judge_scores(scores: Path, against: Path | None, bins: int, seed: int, as_json: bool) -> None:

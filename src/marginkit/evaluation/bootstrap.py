@@ -18,6 +18,7 @@ from marginkit.records import Estimate
 
 Array = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 FEWEST_CLUSTERS = 20
 MOST_UNITS = 20_000

@@ -39,6 +39,16 @@ class McNemar:
     mid_p: float
 
 
+def p_words(p: float) -> str:
+    """A p-value to be read; one that is smaller than three decimals show is not called 0.
+
+    Example:
+        >>> p_words(0.0274), p_words(0.00002)
+        ('0.027', '< 0.001')
+    """
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def mcnemar(only_first: int, only_second: int) -> McNemar:
     """McNemar's test: of n discordant pairs, is either model right on more than a fair coin would give?
 

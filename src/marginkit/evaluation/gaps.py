@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.bootstrap import Array
+from marginkit.evaluation.bootstrap import Array, Mask
 from marginkit.evaluation.calibration import sigmoid
 from marginkit.evaluation.pair_columns import PairColumns, read_tables
-from marginkit.evaluation.questions import Mask, Questions
+from marginkit.evaluation.questions import Questions
 from marginkit.evaluation.ranks import area_under_curve, rank_correlation
 from marginkit.records import Estimate
 from marginkit.tables import Scores
@@ -106,7 +106,7 @@ def by_gap(
     """Agreement, mean gap and mean probability by bucket of the grade gap; monotonicity; how ties are told.
 
     A reward that learned *how much* better puts pairs with larger grade gaps further apart, agrees more often on them,
-    and gives ties small gaps. A gap of 0 in every bucket but the agreement is what a hard label teaches at best.
+    and gives ties small gaps. Hard labels ask the same gap of every pair.
 
     Args:
         scores: what `score` gave, its pairs table, or where they were saved.

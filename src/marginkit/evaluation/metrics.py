@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.bootstrap import Array, Codes, estimate, estimate_mean, of_sums, slope_through_zero
+from marginkit.evaluation.bootstrap import Array, Codes, Mask, estimate, estimate_mean, of_sums, slope_through_zero
 from marginkit.evaluation.brier import BrierParts, brier_parts
 from marginkit.evaluation.calibration import Form, ReliabilityBin, maximum_calibration_error, reliability, sigmoid
 from marginkit.evaluation.calibrators import fit_temperature, temperature_statistic
 from marginkit.evaluation.noise import noise_floor
 from marginkit.evaluation.pair_columns import PairColumns, cluster_codes, numbers, read_tables
-from marginkit.evaluation.questions import Mask, Questions
+from marginkit.evaluation.questions import Questions
 from marginkit.evaluation.ranks import area_under_curve, rank_correlation
 from marginkit.records import Estimate
 from marginkit.tables import Scores

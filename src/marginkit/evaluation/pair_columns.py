@@ -6,17 +6,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.bootstrap import Array, Codes
+from marginkit.evaluation.bootstrap import Array, Codes, Mask
 from marginkit.evaluation.calibration import sigmoid
 from marginkit.tables import Scores
-
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
-from marginkit.evaluation.bootstrap import Array, Codes, Statistic, estimates, mean_of
+from marginkit.evaluation.bootstrap import Array, Codes, Mask, Statistic, estimates, mean_of
 from marginkit.evaluation.calibration import Binned, Form, ece_of
 from marginkit.evaluation.noise import debiased_of
 from marginkit.records import Estimate
-
-Mask = npt.NDArray[np.bool_]
 
 
 class Questions:

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from marginkit.errors import BadInput
+from marginkit.evaluation.bootstrap import Mask
 from marginkit.evaluation.calibration import sigmoid
 from marginkit.evaluation.gaps import buckets, range_name
 from marginkit.evaluation.metrics import FEW
 from marginkit.evaluation.noise import noise_floor
 from marginkit.evaluation.pair_columns import PairColumns, read_tables
-from marginkit.evaluation.questions import Mask, Questions
+from marginkit.evaluation.questions import Questions
 from marginkit.records import Estimate
 from marginkit.tables import Scores
 

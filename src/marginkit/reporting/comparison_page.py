@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.compare import Comparison, compare, verdict
+from marginkit.evaluation.compare import Comparison, compare, p_words, verdict
 from marginkit.records import Estimate
 from marginkit.reporting.blocks import (
     Block,
@@ -203,7 +203,7 @@ def _differences_section(first: RunRecord, found: Mapping[str, Comparison | str]
     if tests:
         heads = ("", "only this one right", f"only {first.name} right", "McNemar, exact p", "mid-p")
         rows_ = [
-            (name, f"{test.only_first:,}", f"{test.only_second:,}", f"{test.p:.3f}", f"{test.mid_p:.3f}")
+            (name, f"{test.only_first:,}", f"{test.only_second:,}", p_words(test.p), p_words(test.mid_p))
             for name, test in tests
         ]
         caption = "Pairs that only one of two orders rightly (pairs counted one by one, not by prompt)"
@@ -250,7 +250,7 @@ def _benchmark_differences(records: Sequence[RunRecord]) -> list[Section]:
         except BadInput as error:
             rows.append((name, record.name, f"not compared: {error}", "", ""))
             continue
-        test = f"{found.mcnemar.mid_p:.3f}" if found.mcnemar is not None else "-"
+        test = p_words(found.mcnemar.mid_p) if found.mcnemar is not None else "-"
         rows.append((name, record.name, found.get("accuracy", "-"), found.get("nll", "-"), test))
     if not rows:
         return []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.compare import compare, verdict
+from marginkit.evaluation.compare import compare, p_words, verdict
 from marginkit.evaluation.diagnosis import Diagnosis
 from marginkit.evaluation.metrics import Evaluation
 from marginkit.records import Estimate
@@ -178,7 +178,7 @@ def _twin(record: RunRecord) -> tuple[Section | None, Verdict | None]:
         blocks.append(
             Prose(
                 f"Of the pairs that only one of them orders rightly, {test.only_first:,} are this run's and "
-                f"{test.only_second:,} the twin's (McNemar, mid-p {test.mid_p:.3f})."
+                f"{test.only_second:,} the twin's (McNemar, mid-p {p_words(test.mid_p)})."
             )
         )
     nll = found.get("nll")
