@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from marginkit.cli.app import Columns, Json, MappingFile, app
-from marginkit.cli.rendering import assignments, say, say_json, show_evaluation, table
+from marginkit.cli.judged_scores import judge_scores
+from marginkit.cli.rendering import assignments, say, say_json, table
 from marginkit.errors import BadInput
 from marginkit.progress import is_first
 
@@ -32,6 +33,13 @@ def evaluate(
         typer.Argument(help="A run directory, a folder of tables, or a pairs.parquet; after --data more files."),
     ] = None,
     against: Annotated[Path | None, typer.Option(help="Another one on the same pairs: paired differences.")] = None,
+    calibrate_on: Annotated[
+        Path | None,
+        typer.Option(help="Another one, of other prompts: fit temperature, Platt and isotonic there, judge them here."),
+    ] = None,
+    slices: Annotated[
+        bool, typer.Option("--slices", help="Also by source, subset, length and grade gap, and along the grade gap.")
+    ] = False,
     model: Annotated[
         list[str] | None, typer.Option(help="A run or a saved model to judge on --data; repeatable.")
     ] = None,
@@ -82,13 +90,24 @@ def evaluate(
                 raise BadInput(f"{name} {value}: belongs to --model and --data; scores are judged as they are")
         if len(given) != 1:
             raise BadInput("name one run or folder of tables to judge, or a model with --model and files with --data")
-        _judge_scores(Path(given[0]), against, bins, seed, as_json)
+        judge_scores(
+            Path(given[0]),
+            against=against,
+            calibrate_on=calibrate_on,
+            slices=slices,
+            bins=bins,
+            seed=seed,
+            as_json=as_json,
+        )
         return
     if model is None or not data:
         lacking = "--model" if model is None else "--data"
         raise BadInput(f"{lacking} is missing: --model names what to judge, --data the files to judge it on")
     if against is not None:
         raise BadInput("--against: compares tables; to compare models on files give --model twice")
+    if calibrate_on is not None or slices:
+        name = "--slices" if slices else f"--calibrate-on {calibrate_on}"
+        raise BadInput(f"{name}: is asked of tables; name the folder under benchmarks/ of the run that was judged")
     from marginkit.benchmarking import difference, judge_benchmark, read_benchmarks, result_folder, write_leaderboard
     from marginkit.run_scores import open_scorer
 
@@ -179,34 +198,3 @@ def _test(found: Comparison) -> str:
 
     said = p_words(one.mid_p)
     return f"{one.only_first} : {one.only_second}, p {'' if said.startswith('<') else '= '}{said}"
-
-
-def _judge_scores(scores: Path, against: Path | None, bins: int, seed: int, as_json: bool) -> None:
-    from marginkit.evaluation.compare import compare, verdict
-    from marginkit.evaluation.metrics import evaluate as judge
-
-    evaluation = judge(_tables_at(scores), bins=bins, seed=seed)
-    result: dict[str, Any] = evaluation.to_json()
-    differences = None
-    if against is not None:
-        differences = compare(_tables_at(scores), _tables_at(against), seed=seed)
-        result["differences"] = {name: value.to_json() for name, value in differences.items()}
-        result["sentence"] = verdict(differences, names=(str(scores), str(against)))
-    if as_json:
-        say_json(result)
-        return
-    show_evaluation(str(scores), evaluation)
-    if differences is not None:
-        rows = [(name, str(value), f"n = {value.n}") for name, value in differences.items()]
-        table(f"{scores} - {against}, on the same pairs", ("difference", "value [95%]", ""), rows)
-        say(result["sentence"])
-
-
-def _tables_at(path: Path) -> Path:
-    if (path / "tables").is_dir():
-        return path / "tables"
-    if not path.exists():
-        raise BadInput(f"{path}: no such run, folder of tables or Parquet file")
-    if path.is_dir() and not (path / "pairs.parquet").is_file():
-        raise BadInput(f"{path}: holds no pairs.parquet; score it first with marginkit score")
-    return path
