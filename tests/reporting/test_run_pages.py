@@ -18,6 +18,7 @@ from commands import call
 from marginkit.errors import BadInput
 from marginkit.reporting.blocks import Chart, Page, PairTexts, Prose, Section, Table
 from marginkit.reporting.comparison_page import comparison_page
+from marginkit.reporting.judged import density
 from marginkit.reporting.reports import page_of, report
 from marginkit.reporting.runs import RunRecord, named, read_record
 from marginkit.run import Run
@@ -181,6 +182,31 @@ def test_broken_files_are_refused_in_one_line(run: Run, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("right", "longer_right", "level", "said"),
+    [
+        (0.8, 0.5, "good", "Better than length"),
+        (0.6, 0.6, "warning", "Not distinguishable from length"),
+        (0.5, 0.8, "bad", "Worse than length"),
+    ],
+)
+def test_length_is_what_an_accuracy_is_held_against(
+    right: float, longer_right: float, level: str, said: str, tmp_path: Path
+) -> None:
+    """400 pairs, of which the model and the rule of the longer one order so many rightly, but not the same ones."""
+    place = np.arange(400)
+    gap = np.where(place < 400 * right, 1.0, -1.0)
+    longer = np.where(place >= 400 * (1 - longer_right), 20, 5)
+    Scores(pair_tables.responses(reward=gap), pair_tables.pairs(gap, length_chosen=longer)).save(tmp_path)
+    verdict = page_of([tmp_path]).verdicts[0]
+    assert verdict.says.startswith(said)
+    assert verdict.level == level
+    Scores(pair_tables.responses(reward=gap), pair_tables.pairs(np.ones(400))).save(tmp_path / "always right")
+    behind = [one.says for one in page_of([tmp_path / "always right", tmp_path]).verdicts if "longer" in one.says]
+    assert bool(behind) == (level != "good")
+    assert all(one.startswith(f"{tmp_path.name} cannot be told from the rule") for one in behind)
+
+
 def test_a_folder_of_tables_has_a_page_too(tmp_path: Path) -> None:
     """What the tables allow, and for the rest why there is nothing."""
     rng = np.random.default_rng(0)
@@ -236,14 +262,26 @@ def test_a_comparison_says_which_is_better_and_what_cannot_be_told(three: list[P
     said = [one.says for one in page.verdicts]
     assert said[0].startswith("better has the better NLL")
     assert said[1].startswith("same and base are not distinguishable")
-    assert page.verdicts[0].level == "good"
+    assert [one.level for one in page.verdicts[:2]] == ["good", "note"]
+    assert page_of([three[1], three[0]]).verdicts[0].level == "warning"
     assert "6 intervals in all, not corrected for their number." in words(page)
-    assert section(page, "Benchmarks").blocks
+    judged = section(page, "Benchmarks").blocks[0]
+    assert isinstance(judged, Table)
+    first = dict(zip(judged.columns, judged.rows[0], strict=True))
+    told_of = mk.evaluate(three[0] / "benchmarks" / "hard")
+    assert (first["file"], first["model"], first["pairs"]) == ("hard", "base", "200")
+    for head, name in (
+        ("accuracy", "accuracy"),
+        ("longer is better", "length_baseline"),
+        ("NLL", "nll"),
+        ("ECE", "ece"),
+    ):
+        assert first[head] == told_of[name]
     (table, told) = section(page, "Benchmarks, differences to base").blocks
     assert isinstance(table, Table)
     assert [row[:2] for row in table.rows] == [("hard", "better"), ("hard", "same")]
     assert isinstance(told, Prose)
-    assert "of 4 intervals leave 0 out" in told.text
+    assert told.text.startswith("2 of 4 intervals leave 0 out")
     settings = section(page, "The models").blocks[1]
     assert isinstance(settings, Table)
     assert [row[0] for row in settings.rows] == ["train.learning_rate"]
@@ -266,6 +304,31 @@ def test_names_tell_runs_apart_and_a_run_is_not_compared_with_itself(three: list
     record = read_record(three[0])
     with pytest.raises(BadInput, match="2 to 20"):
         comparison_page([record] * 21)
+
+
+def test_the_ledger_of_the_data(tmp_path: Path) -> None:
+    """Rows read are kept or dropped, by reason; what a split and its encoding leave out stands beside it."""
+    folder = write_run(tmp_path / "run")
+    read = {"file": "/home/me/a.jsonl", "read": 1010, "kept": 1007, "dropped": {"empty": 3}, "warned": {}}
+    train = {"groups": 1007, "pairs": 1007, "left_out": {"ties": 2}}
+    encoding = {"train": {"dropped": {"too long": 4}, "prompt_tokens": 1000, "response_tokens": 500}}
+    data = {"files": [read], "splits": {"train": train}, "encoding": encoding}
+    (folder / "manifest.json").write_text(json.dumps({"data": data}))
+    files, reasons, splits = section(page_of([folder]), "Data").blocks
+    assert isinstance(files, Table)
+    assert isinstance(reasons, Table)
+    assert isinstance(splits, Table)
+    assert list(files.rows) == [("a.jsonl", "-", "1,010", "1,007", "3")]
+    assert list(reasons.rows) == [("a.jsonl", "dropped", "empty", "3")]
+    assert list(splits.rows) == [("train", "1,007", "1,007", "1,500", "ties: 2, too long: 4")]
+
+
+def test_what_lies_outside_of_the_plane_is_counted() -> None:
+    """Half a percent at each end of both axes is drawn at the edge: no pair is lost."""
+    values = np.linspace(0, 1, 1001)
+    found, outside = density(values, values, "x", "y", diagonal=True)
+    assert outside == 10
+    assert sum(map(sum, found.counts)) == 1001
 
 
 def test_many_pairs_make_a_small_page(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import marginkit as mk
 import tiny
 from marginkit.assembly import build_loss
+from marginkit.callbacks import note_snapshot
 from marginkit.config import resolve
 from marginkit.core.tensors import SequenceScores
 from marginkit.evaluation.diagnosis import diagnose
@@ -106,6 +107,16 @@ def test_a_snapshot_is_the_mean_gap_in_buckets() -> None:
     assert many["gap"] == pytest.approx([2 * value for value in many["target"]])
     assert snapshot("grade_gap", np.ones(5), np.ones(5)) is None
     assert snapshot("grade_gap", np.array([]), np.array([])) is None
+
+
+def test_a_snapshot_is_a_line_beside_the_log(tmp_path: Path) -> None:
+    """Of chosen - rejected; a run without a measure writes none."""
+    table = {"chosen": np.array([3.0, 1.0]), "rejected": np.array([1.0, 2.0])}
+    note_snapshot(tmp_path / "log.jsonl", 7, "grade_gap", table)
+    assert list(tmp_path.iterdir()) == []
+    note_snapshot(tmp_path / "log.jsonl", 7, "grade_gap", table | {"apart": np.array([2.0, 1.0])})
+    [found] = read_history(tmp_path).snapshots
+    assert (found.step, found.target, found.gap) == (7.0, [1.0, 2.0], [-1.0, 2.0])
 
 
 @pytest.mark.slow
