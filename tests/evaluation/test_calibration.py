@@ -213,6 +213,7 @@ def test_temperature_says_when_it_is_at_a_bound():
     assert fit_temperature([1.0, 2.0], [1, 1]) == (0.05, True)
     assert fit_temperature([1.0, -1.0], [0, 1]) == (50.0, True)
     assert fit_temperature([1.0, -1.0], [0.5, 0.5]) == (50.0, True)
+    assert fit_temperature([0.0, 0.0], [1, 1]) == (1.0, False)  # nothing to fit
 
 
 def test_temperature_ignores_which_response_comes_first():

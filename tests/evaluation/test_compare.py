@@ -49,6 +49,13 @@ def test_pairing_makes_small_differences_visible():
     assert found.high - found.low < 0.2 * (alone.high - alone.low)
 
 
+def test_distances_from_different_targets_are_not_compared():
+    gap = np.random.default_rng(3).normal(size=30)
+    a, b = pairs(gap, target_gap=gap), pairs(gap + 1, target_gap=2 * gap)
+    assert set(compare(a, b)) == {"nll", "brier", "accuracy"}
+    assert "prob_error" in compare(a, pairs(gap + 1, target_gap=gap))
+
+
 def test_repeated_pairs_keep_their_index():
     again = {"group": ["g", "g", "h"], "pair": [0, 1, 0], "label_prob": [1.0, 0.0, 1.0]}
     a, b = pairs([1.0, -1.0, 2.0], **again), pairs([0.5, 0.5, 0.5], **again)
@@ -155,6 +162,19 @@ def test_discordant_pairs_are_counted_without_ties():
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["mcnemar"] == {"only_first": 2, "only_second": 2, "p": 1.0, "mid_p": 1 - 6 / 32}
     assert compare(pairs([1.0], tie=[True]), pairs([1.0], tie=[True])).mcnemar is None
+
+
+@pytest.mark.parametrize(
+    ("gap", "remark"),
+    [
+        ([1.0, 2.0, 3.0], "in-sample, at the end of its range; no interval"),
+        ([0.0] * 40, "in-sample; no sign of over- or underconfidence"),
+    ],
+)
+def test_nothing_is_said_of_a_temperature_without_an_interval(gap, remark):
+    told = {name: said for name, _, said in rows(evaluate(pairs(gap)))}
+    assert told["best temperature"] == remark
+    assert told["ECE of a calibrated model (noise floor)"] == "mean [5% and 95% quantile]"
 
 
 def test_rows_do_not_repeat_one_another():

@@ -118,7 +118,7 @@ def fit_temperature(gap: npt.ArrayLike, label: npt.ArrayLike) -> tuple[float, bo
 
     Returns:
         `(T, at_bound)`: T within [0.05, 50]; `at_bound` says that the optimum lies outside (all pairs right: T -> 0; no
-        better than chance: T -> infinity).
+        better than chance: T -> infinity). 1 where all gaps are 0: no T changes them.
 
     Raises:
         BadInput: no pairs, different lengths, or gaps that are not finite.
@@ -165,6 +165,8 @@ def _fit_slope(gap: Array, label: Array, low: float, high: float) -> tuple[float
         p = sigmoid(a * gap)
         return float(np.mean(gap * (label - p))), float(np.mean(gap * gap * p * (1 - p)))
 
+    if not gap.any():  # equal rewards throughout: every a says the same
+        return min(max(1.0, low), high), False
     if slope_and_curvature(high)[0] >= 0:
         return high, True
     if slope_and_curvature(low)[0] < 0:

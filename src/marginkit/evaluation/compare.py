@@ -123,8 +123,9 @@ def compare(
         seed: of the bootstrap.
 
     Returns:
-        `nll`, `brier`, `accuracy`, and `prob_error` where both have a target gap: each a - b with a 95% interval over
-        clusters. Negative is better for a, except in accuracy. With McNemar's test on the discordant pairs.
+        `nll`, `brier`, `accuracy`, and `prob_error` where both were asked for the same target gaps (not with two
+        gammas): each a - b with a 95% interval over clusters. Negative is better for a, except in accuracy. With
+        McNemar's test on the discordant pairs.
 
     Raises:
         BadInput: the pairs (group, chosen, rejected) or their labels are not the same.
@@ -156,7 +157,11 @@ def compare(
         raise BadInput(f"group {group}: the labels differ in {int(differ.sum())} pairs: use the same feedback for both")
     ours, theirs = left.values(), right.values()
     asked = Questions(left.cluster, resamples=resamples, seed=seed)
+    both = ~np.isnan(left.target_gap + right.target_gap)
+    same_target = np.allclose(left.target_gap[both], right.target_gap[both], rtol=0, atol=1e-6)
     for name in _WORDS:
+        if name == "prob_error" and not same_target:  # another gamma: another distance, not a better one
+            continue
         difference = ours[name] - theirs[name]
         if not np.isnan(difference).all():
             asked.mean(name, difference)
@@ -300,13 +305,15 @@ def _remark(name: str, evaluation: Evaluation) -> str:
     if name in ("ece_15", "ece_adaptive") and f"{name}_floor" in evaluation:
         floor = evaluation[f"{name}_floor"].high
         return f"{'inside' if found.value <= floor else 'above'} its noise floor {floor:.3f}"
-    if name == "ece_floor" and told.get("labels") == "soft":
-        return "an upper bound: labels are shares, the floor is drawn with single votes"
+    if name == "ece_floor":
+        soft = "; an upper bound: labels are shares, the floor is drawn with single votes"
+        return f"mean [5% and 95% quantile]{soft if told.get('labels') == 'soft' else ''}"
     if name == "temperature" and told.get("temperature"):
         bound = ", at the end of its range" if told["temperature_at_bound"] else ""
-        sense = "overconfident" if found.value > 1 else "underconfident" if found.value < 1 else "as it should be"
-        clear = math.isnan(found.low) or not found.low <= 1 <= found.high
-        return f"{told['temperature']}{bound}; {sense if clear else 'no sign of over- or underconfidence'}"
+        if bound:  # no interval, so nothing is claimed: a handful of pairs that are all right end here too
+            return f"{told['temperature']}{bound}; no interval"
+        sense = "overconfident" if found.low > 1 else "underconfident" if found.high < 1 else ""
+        return f"{told['temperature']}; {sense or 'no sign of over- or underconfidence'}"
     if name == "length_baseline" and told.get("length_unit"):
         return f"length in {told['length_unit']}"
     if name == "tie_auc":
