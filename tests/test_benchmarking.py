@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from marginkit.benchmarking import (
     read_benchmarks,
     result_folder,
 )
-from marginkit.errors import BadInput
+from marginkit.errors import BadInput, RunFailed
 from marginkit.evaluation.rewardbench import SECTIONS, section_scores
 from marginkit.evaluation.rewardbench2 import answers_of, best_of, ties_score
 from marginkit.records import content_text
@@ -140,6 +141,25 @@ def test_scores_are_taken_again_only_if_nothing_has_changed(
     assert len(asked) == 5
 
 
+def test_a_file_that_it_was_trained_on_is_told(
+    tmp_path: Path, models: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """And a result that cannot be written is a failed run with its place."""
+    path = write(tmp_path / "plain.jsonl", plain_rows(6))
+    scorer = open_scorer(models["rm"])
+    read = read_benchmark(path)
+    assert judge_benchmark(scorer, read, tmp_path / "before").result["trained_on"] is False
+    scorer = replace(
+        scorer, config=scorer.config.with_(data=scorer.config.data.model_copy(update={"train": (str(path),)}))
+    )
+    with caplog.at_level("INFO", "marginkit"):
+        assert judge_benchmark(scorer, read, tmp_path / "after").result["trained_on"] is True
+    assert "was trained on this file" in caplog.text
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(RunFailed, match=r"taken/kept: cannot be written .*; name another folder with --out"):
+        judge_benchmark(scorer, read, tmp_path / "taken" / "kept")
+
+
 def test_rows_that_are_too_long_are_counted_and_shown(tmp_path: Path, models: dict[str, str]) -> None:
     """What the model cannot take is named in the result; with cut prompts it is judged; the shared pairs compare."""
     rows = [*plain_rows(8), {"prompt": "river " * 300, "chosen": "a hill", "rejected": "a bird"}]
@@ -256,6 +276,10 @@ def test_what_cannot_be_a_benchmark_is_refused(tmp_path: Path) -> None:
     alone = write(tmp_path / "alone.jsonl", [{"prompt": "q", "responses": [{"text": "a", "score": 1}]}])
     with pytest.raises(BadInput, match=r"alone\.jsonl: holds no pair"):
         read_benchmark(alone)
+    row = {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": float("nan"), "score_rejected": 1}
+    broken = write(tmp_path / "broken.jsonl", [row])
+    with pytest.raises(BadInput, match=r"1 of 1 rows refused, first .*broken\.jsonl:1: score_chosen is nan"):
+        read_benchmark(broken)
     with pytest.raises(BadInput, match="no such file"):
         read_benchmark(tmp_path / "none.jsonl")
     (tmp_path / "other").mkdir()

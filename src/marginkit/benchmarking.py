@@ -1,4 +1,4 @@
-"""A model on files that it was not trained on: read, scored, judged, and kept beside the run.
+"""A model on files: read, scored, judged, and kept beside the run.
 
 RUN/benchmarks/NAME/responses.parquet, pairs.parquet   the scores
 RUN/benchmarks/NAME/result.json                        what they come to, with the fingerprint of model and data
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 from marginkit.data.pairing import make_pairs
 from marginkit.data.recognising import Mapped
 from marginkit.data.sources import read_groups
-from marginkit.errors import BadInput
+from marginkit.errors import BadInput, RunFailed
 from marginkit.evaluation.compare import Comparison, compare
 from marginkit.evaluation.metrics import Evaluation, evaluate
 from marginkit.evaluation.rewardbench import SECTIONS, judge_v1
@@ -97,7 +98,9 @@ def read_benchmark(
         if reason not in left_out and not (second and reason == "pairs tied"):
             left_out[reason] = count
     if not len(paired):
-        raise BadInput(f"{found.file}: holds no pair to judge a model on; give chosen and rejected, or grades")
+        first = next((one for one in found.items if one.severity == "drop"), None)
+        refused = f" ({sum(found.dropped.values())} of {found.read} rows refused, first {first})" if first else ""
+        raise BadInput(f"{found.file}: holds no pair to judge a model on{refused}; give chosen and rejected, or grades")
     kind: Kind = "pairs"
     if second:
         kind = "rewardbench-v2"
@@ -179,7 +182,7 @@ def judge_benchmark(
 
     Raises:
         BadInput: every row is too long for the model.
-        RunFailed: a reward is not finite.
+        RunFailed: a reward is not finite, or the results cannot be written.
     """
     name = benchmark.name
     print_ = hashlib.sha256(f"{scorer.fingerprint()} {benchmark.groups.fingerprint()}".encode()).hexdigest()[:16]
@@ -204,6 +207,11 @@ def judge_benchmark(
     if unscored := len(benchmark.groups) - scored:
         left_out["too long for the model"] = unscored
         log.info("%s: %d of %d prompts are too long and were left out", name, unscored, len(benchmark.groups))
+    seen = Path(benchmark.file).resolve() in {Path(one).resolve() for one in scorer.config.data.train}
+    if seen:
+        log.info(
+            "%s: %s was trained on this file; how good it is on other rows is not known from it", name, scorer.folder
+        )
     facts = scorer.facts()
     result: dict[str, Any] = {
         "name": name,
@@ -212,6 +220,7 @@ def judge_benchmark(
         "kind": benchmark.kind,
         "model": str(scorer.folder),
         "rows": {"read": benchmark.read, "scored": scored, "left_out": left_out},
+        "trained_on": seen,
         "scoring": facts,
         "evaluation": evaluation.to_json(),
     }
@@ -224,10 +233,14 @@ def judge_benchmark(
         result["sections"] = shown
         result["subsets"] = {subset: value.to_json() for subset, value in subsets.items()}
     if is_first():
-        (folder / "result.json").unlink(missing_ok=True)
-        if not reused:
-            scores.save(folder)
-        write_whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False))
+        try:
+            (folder / "result.json").unlink(missing_ok=True)
+            if not reused:
+                scores.save(folder)
+            write_whole(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False))
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else error
+            raise RunFailed(f"{folder}: cannot be written ({why}); name another folder with --out") from error
     return Judged(name, str(scorer.folder), folder, evaluation, sections, lengths, subsets, result, reused)
 
 
@@ -310,14 +323,20 @@ def result_folder(model: str, benchmark: str, out: Path | None) -> Path:
     """Where the result of a model on a benchmark is kept: in the run, or under `out`.
 
     Raises:
-        BadInput: the model is no run, and there is no `out`.
+        BadInput: the model is no run, and there is no `out`; or nothing can be written there.
 
     Example:
         >>> result_folder("owner/model", "eval_hhh", Path("judged")).as_posix()
         'judged/owner_model/eval_hhh'
     """
     if out is not None:
-        return out / re.sub(r"[^\w.-]", "_", model.strip("./")) / benchmark
-    if not (Path(model) / "config.yaml").is_file():
+        target = out / re.sub(r"[^\w.-]", "_", model.strip("./")) / benchmark
+    elif (Path(model) / "config.yaml").is_file():
+        target = Path(model) / "benchmarks" / benchmark
+    else:
         raise BadInput(f"{model}: is not a run, so its results need a place; name a folder with --out")
-    return Path(model) / "benchmarks" / benchmark
+    there = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise BadInput(f"{there}: {why}, so results cannot be kept there; name another folder with --out")
+    return target

@@ -263,8 +263,11 @@ def _what_to_score(
     """The configuration, the trained model and the model it started from."""
     if (folder / "config.yaml").is_file():
         config, trained = trained_model(folder)
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        start = config.model.model_copy(update={"path": manifest["start"], "tokenizer": None})
+        try:
+            origin = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["start"]
+        except (OSError, ValueError, LookupError, TypeError):
+            raise BadInput(f"{folder}: its manifest.json cannot be read; continue the run, or train it again") from None
+        start = config.model.model_copy(update={"path": origin, "tokenizer": None})
         return config, trained, start
     if is_embedding_model(folder):
         config = resolve(recipe or "bt", {"model": {"kind": "embedding"}})

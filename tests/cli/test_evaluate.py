@@ -42,6 +42,33 @@ def test_tables_are_judged_as_before(run: Call, tmp_path: Path) -> None:
     assert json.loads(out)["differences"]["accuracy"]["value"] == pytest.approx(1 / 3)
 
 
+def test_what_cannot_be_kept_or_is_of_no_use_is_refused_before_anything_is_scored(
+    run: Call, tmp_path: Path, models: list[str]
+) -> None:
+    """A file where the folder should be, a folder without rights, options that a run does not need."""
+    write(tmp_path / "one.jsonl", plain_rows(4))
+    words = ["--model", models[0], "--data", "one.jsonl", "--out"]
+    code, out, err = run(*words, "one.jsonl")
+    assert (code, out) == (2, "")
+    assert "one.jsonl: is a file, so results cannot be kept there; name another folder with --out" in err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("recipe: bt\n")
+    code, _, err = run("--model", "run", "--data", "one.jsonl", "--recipe", "dpo")
+    assert code == 2
+    assert "--recipe dpo: a run says itself how it is read; leave it out" in err
+
+
+def test_weights_that_are_cut_are_refused_in_one_line(run: Call, tmp_path: Path) -> None:
+    """Half a file of weights."""
+    model = Path(tiny.save(tmp_path / "cut", "llama_rm"))
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    write(tmp_path / "one.jsonl", plain_rows(4))
+    code, _, err = run("--model", str(model), "--data", "one.jsonl", "--out", "judged")
+    assert code == 2
+    assert "its weights are cut or damaged" in err.splitlines()[-1]
+
+
 def test_two_models_on_two_files(run: Call, tmp_path: Path, models: list[str]) -> None:
     """One row a file and model; differences to the first; the second time everything is taken again, and it is said."""
     write(tmp_path / "first.jsonl", plain_rows(8))

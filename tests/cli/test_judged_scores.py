@@ -55,6 +55,16 @@ def test_calibrators_are_fitted_on_the_one_and_judged_on_the_other(
     assert "300 clusters are fitted on and judged" in err
 
 
+@pytest.mark.parametrize("option", ["--against", "--calibrate-on"])
+def test_what_is_missing_is_said_before_anything_is_printed(
+    option: str, halves: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No table of numbers above an error."""
+    code, out, err = call(monkeypatch, capsys, "evaluate", str(halves[1]), option, "nowhere")
+    assert (code, out) == (2, "")
+    assert err.startswith("marginkit: nowhere: no such run")
+
+
 def test_slices_are_those_of_the_tables(
     halves: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""marginkit evaluate: tables of scores, or models on files that they were not trained on."""
+"""marginkit evaluate: tables of scores, or models on files."""
 
 from __future__ import annotations
 
@@ -119,6 +119,10 @@ def evaluate(
             f"--model-name {model_name}: is the name in the leaderboard's files; ask for them with --official"
         )
     read = read_benchmarks(sources, columns=assignments(column), mapping=mapping, suffix=f"-{rule}" if rule else "")
+    if all((Path(one) / "config.yaml").is_file() for one in models):
+        for name, value in (("--recipe", recipe), ("--reference", reference)):
+            if value is not None:
+                raise BadInput(f"{name} {value}: a run says itself how it is read; leave it out")
     how: dict[str, Any] = {"recipe": recipe, "reference": reference, "rule": rule}
     how |= {"on_overflow": on_overflow, "chat_template": chat_template}
     scorers = [open_scorer(one, **how) for one in models]
@@ -160,7 +164,7 @@ def _show(rows: Sequence[Judged], differences: Sequence[tuple[Judged, Judged, Co
             (
                 one.benchmark,
                 *((one.model,) if several else ()),
-                str(found["accuracy"].n),
+                str(found.counts["pairs"]),
                 str(sum(counts.values()) or "-"),
                 str(found["accuracy"]),
                 f"{found['length_baseline'].value:.3f}" if "length_baseline" in found else "-",
@@ -169,7 +173,7 @@ def _show(rows: Sequence[Judged], differences: Sequence[tuple[Judged, Judged, Co
                 f"{found['ece_floor'].high:.3f}" if "ece_floor" in found else "-",
             )
         )
-    table("Judged on files that were not trained on", (*heads, "NLL [95%]", "ECE", "its floor"), lines)
+    table("Judged on files", (*heads, "NLL [95%]", "ECE", "its floor"), lines)
     for one in rows:
         if one.sections:
             shown = [
@@ -181,6 +185,10 @@ def _show(rows: Sequence[Judged], differences: Sequence[tuple[Judged, Judged, Co
     for one in rows:
         for reason, count in one.result["rows"]["left_out"].items():
             say(f"{one.benchmark}, {one.model}: {count} left out ({reason})")
+        if ties := one.evaluation.counts["ties_left_out"]:
+            say(f"{one.benchmark}, {one.model}: {ties} ties are not in the accuracy")
+        if one.result["trained_on"]:
+            say(f"{one.benchmark}, {one.model}: was trained on this file")
     if differences:
         told = [
             (first.benchmark, f"{other.model} - {first.model}", str(found["accuracy"]), str(found["nll"]), _test(found))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marginkit.cli.rendering import say, say_json, show_evaluation, table
 from marginkit.errors import BadInput
+
+if TYPE_CHECKING:
+    from marginkit.evaluation.calibrators import Calibrated
 
 
 def judge_scores(
@@ -37,14 +40,17 @@ def judge_scores(
     tables = _tables_at(scores)
     evaluation = evaluate(tables, bins=bins, seed=seed)
     result: dict[str, Any] = evaluation.to_json()
+    differences = None if against is None else compare(tables, _tables_at(against), seed=seed)
+    calibrated = None if calibrate_on is None else _calibrated(_tables_at(calibrate_on), tables, bins, seed)
     if not as_json:
         show_evaluation(str(scores), evaluation)
     if slices:
         result |= _slices(tables, bins, seed, show=not as_json)
-    if calibrate_on is not None:
-        result["calibrated"] = _calibrated(_tables_at(calibrate_on), tables, bins, seed, show=not as_json)
-    if against is not None:
-        differences = compare(tables, _tables_at(against), seed=seed)
+    if calibrated is not None:
+        result["calibrated"] = {how: one.to_json() for how, one in calibrated.items()}
+        if not as_json:
+            _show_calibrated(calibrated, str(calibrate_on))
+    if differences is not None:
         result["differences"] = differences.to_json()
         result["mcnemar"] = result["differences"].pop("mcnemar")
         result["sentence"] = verdict(differences, names=(str(scores), str(against)))
@@ -93,24 +99,25 @@ def _slices(tables: Path, bins: int, seed: int, *, show: bool) -> dict[str, Any]
     return {"slices": [one.to_json() for one in found], "gaps": None if study is None else study.to_json()}
 
 
-def _calibrated(fit_on: Path, judge_on: Path, bins: int, seed: int, *, show: bool) -> Mapping[str, Any]:
+def _calibrated(fit_on: Path, judge_on: Path, bins: int, seed: int) -> Mapping[str, Calibrated]:
     from marginkit.evaluation.calibrators import HOW, calibrate
 
-    found = {how: calibrate(fit_on, judge_on, how, bins=bins, seed=seed) for how in HOW}
-    if show:
-        some = next(iter(found.values()))
-        names = ("nll", "brier", "ece")
-        before = (str(some.before[name]) for name in names)
-        rows = [("as the model says", *before, f"{some.before['ece_floor'].high:.3f}", "")]
-        for how, one in found.items():
-            slope = one.calibrator.slope
-            fitted = f"{how} (rewards / {1 / slope:.3f})" if how == "temperature" and slope else how
-            at_bound = "at its bound" if one.calibrator.at_bound else ""
-            values = (str(one.after[name]) for name in names)
-            rows.append((fitted, *values, f"{one.after['ece_floor'].high:.3f}", at_bound))
-        title = f"calibrated on {some.calibrator.fitted_on:,} pairs of {fit_on}"
-        table(title, ("", "NLL", "Brier score", "ECE", "its floor", ""), rows)
-    return {how: one.to_json() for how, one in found.items()}
+    return {how: calibrate(fit_on, judge_on, how, bins=bins, seed=seed) for how in HOW}
+
+
+def _show_calibrated(found: Mapping[str, Calibrated], fit_on: str) -> None:
+    some = next(iter(found.values()))
+    names = ("nll", "brier", "ece")
+    before = (str(some.before[name]) for name in names)
+    rows = [("as the model says", *before, f"{some.before['ece_floor'].high:.3f}", "")]
+    for how, one in found.items():
+        slope = one.calibrator.slope
+        fitted = f"{how} (rewards / {1 / slope:.3f})" if how == "temperature" and slope else how
+        at_bound = "at its bound" if one.calibrator.at_bound else ""
+        values = (str(one.after[name]) for name in names)
+        rows.append((fitted, *values, f"{one.after['ece_floor'].high:.3f}", at_bound))
+    title = f"calibrated on {some.calibrator.fitted_on:,} pairs of {fit_on}"
+    table(title, ("", "NLL", "Brier score", "ECE", "its floor", ""), rows)
 
 
 def _tables_at(path: Path) -> Path:

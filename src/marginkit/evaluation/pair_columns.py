@@ -117,7 +117,8 @@ def read_tables(scores: Scores | pa.Table | str | Path) -> tuple[pa.Table | None
         try:
             scores = pq.read_table(path) if path.is_file() else Scores.load(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise BadInput(f"{path}: not readable as Parquet ({error})".splitlines()[0]) from error
+            why = str(error).splitlines()[0]
+            raise BadInput(f"{path}: not readable as Parquet ({why}); score again with marginkit score") from error
     return (scores.responses, scores.pairs) if isinstance(scores, Scores) else (None, scores)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from marginkit.config import FreshModel, ModelConfig
@@ -200,6 +201,8 @@ def load_model(config: ModelConfig, kind: Kind, tokenizer: Any, *, trainable: bo
         if "attn_implementation" in str(error):
             raise BadInput(f"model.attention={config.attention}: {_first_line(error)}") from None
         raise BadInput(f"model.path={path}: {_first_line(error)}") from None
+    except SafetensorError as error:
+        raise BadInput(f"model.path={path}: its weights are cut or damaged ({_first_line(error)})") from None
     fit_embeddings(model, tokenizer)
     if adapter.is_file():
         from peft import PeftConfig, PeftModel

@@ -35,9 +35,7 @@ def benchmarks_section(records: Sequence[RunRecord]) -> Section:
         "its floor",
     )
     first = 2 if several else 1
-    blocks: list[Block] = [
-        Table(heads, rows, "Judged on files that were not trained on", tuple(range(first, len(heads))))
-    ]
+    blocks: list[Block] = [Table(heads, rows, "Judged on other files", tuple(range(first, len(heads))))]
     if sections:
         heads = ("benchmark", *(("model",) if several else ()), "section", "score")
         blocks.append(Table(heads, sections, "Sections", (len(heads) - 1,)))
