@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,24 @@ def test_hostile_files_get_one_line(words, content, says, tmp_path: Path, monkey
     assert said.count("\n") == 1
 
 
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """A full disk: one line, and the old file stays whole."""
+    _lines(tmp_path / "q.jsonl", [{"uid": "u", "category": "hard_prompt", "prompt": "why"}])
+    out = tmp_path / "out.jsonl"
+    out.write_text("old\n")
+
+    def full(self: Path, content: str, **_: object) -> int:
+        self.write_bytes(content.encode()[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    words = ["benchmark", "prompts", "arena-hard", str(tmp_path / "q.jsonl"), "--out", str(out)]
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert (code, err) == (2, f"marginkit: --out {out}: No space left on device; name another file\n")
+    assert out.read_bytes() == b"old\n"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["out.jsonl", "q.jsonl"]
+
+
 def test_best_of_n_from_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """The fixture of the estimator, with a picture of it and what was left out."""
     rows = [{"group": g, "response": k, "cluster": g, "reward": float(k + 1), "grade": v}
@@ -172,6 +191,11 @@ def test_best_of_n_from_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "0.283" in out
     assert "######" in out
     assert "1 prompts are left out: no gold score" in out
+    shutil.copytree(tmp_path / "scores", tmp_path / "again")
+    words = ["benchmark", "best-of-n", str(tmp_path / "scores"), "--gold", str(tmp_path / "again")]
+    code, _, err = call(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "is the proxy itself" in err
     code, out, _ = call(monkeypatch, capsys, "benchmark", "best-of-n", str(tmp_path / "scores"), "--json")
     assert [round(one["value"], 6) for one in json.loads(out)["gold"]] == [0.25, 0.283333, 0.275, 0.3]
     for words, says in (

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,16 +124,20 @@ def _groups(files: list[str]) -> Any:
 
 
 def write_text(out: Path, content: str, option: str = "--out") -> None:
-    """Write a file that an option named, and its folder.
+    """Write a file that an option named, and its folder: whole, or what was there stays.
 
     Raises:
         BadInput: it cannot be written.
     """
+    partial = out.with_name(out.name + ".partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(content, encoding="utf-8", newline="\n")
+        partial.write_text(content, encoding="utf-8", newline="\n")
+        partial.replace(out)
     except OSError as error:
-        raise BadInput(f"{option} {out}: {error.strerror}") from None
+        with suppress(OSError):
+            partial.unlink()
+        raise BadInput(f"{option} {out}: {error.strerror}; name another file") from None
 
 
 def _token_counter(name: str) -> Callable[[str], int]:
@@ -153,5 +158,6 @@ def _token_counter(name: str) -> Callable[[str], int]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise BadInput(f"--tokenizer {name}: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0].removesuffix(" one of: ")
+        raise BadInput(f"--tokenizer {name}: holds no tokenizer ({why}); name a folder or a hub name") from None
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -163,7 +163,7 @@ def _notes(found: list[AlpacaEval], *, joined: bool) -> list[str]:
         if one.missing:
             placed = controlled is not None and "difficulty" in controlled.weights and not joined
             shifted = ": their difficulties are looked up by place, as upstream; see --instructions" if placed else ""
-            said[f"{one.model}: has {one.missing} of 805 instructions too few{shifted}"] = None
+            said[f"{one.model}: {one.missing} of the 805 instructions are missing{shifted}"] = None
     return list(said)
 
 

@@ -44,6 +44,8 @@ def best_of_n(
         raise BadInput("--export and --data go together: the tables hold no texts")
     table_of = _responses(scores, "SCORES")
     judged = table_of if gold in GOLDS else _responses(gold, "--gold")
+    if judged is not table_of and judged.equals(table_of):
+        raise BadInput(f"--gold {gold}: is the proxy itself; name a scoring by another model, or grade")
     found = judge_best_of_n(table_of, gold if gold in GOLDS else judged, samples=samples, seed=seed)
     result: dict[str, Any] = found.to_json() | {"gold_is": gold}
     if export is not None and data is not None:
@@ -75,7 +77,15 @@ def _show(found: BestOfN, gold: str) -> None:
         )
         for n in shown
     ]
-    columns = ("n", "KL (nats)", "proxy [95%]", "gold", "gold(n) - gold(1)", "gold if it chose", "gold")
+    columns = (
+        "n",
+        "KL (nats)",
+        "proxy [95%]",
+        "gold",
+        "gold(n) - gold(1)",
+        "gold if it chose",
+        "gold, lowest to highest",
+    )
     table(f"Best of n on {found.prompts} prompts, gold = {gold}", columns, rows)
     for reason, count in found.left_out.items():
         say(f"{count} prompts are left out: {reason}")
