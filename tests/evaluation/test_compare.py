@@ -64,7 +64,7 @@ def test_repeated_pairs_keep_their_index():
 
 def test_other_pairs_or_labels_are_refused():
     a = pairs([1.0, 2.0])
-    with pytest.raises(BadInput, match=r"1 pairs are in one only, first .'g1'"):
+    with pytest.raises(BadInput, match=r"1 pairs are in one only, first one of group g1\)"):
         compare(a, pairs([1.0]))
     with pytest.raises(BadInput, match="different pairs"):
         compare(a, pairs([1.0, 2.0], chosen=[0, 1], rejected=[1, 0]))
@@ -86,7 +86,7 @@ def test_verdict_says_better_worse_or_neither():
         {"nll": difference(-0.2, -0.1), "brier": difference(0.01, 0.02), "accuracy": difference(-0.01, 0.03)}
     )
     assert text == (
-        "The first model has the better NLL (-0.1500 [-0.2000, -0.1000]), and the worse Brier score "
+        "The first model has better NLL (-0.1500 [-0.2000, -0.1000]), and worse Brier score "
         "(+0.0150 [+0.0100, +0.0200]) than the second on 100 pairs. "
         "They are not distinguishable in accuracy (+0.0100 [-0.0100, +0.0300])."
     )

@@ -53,6 +53,16 @@ def test_numbers_of_the_study_are_those_of_the_evaluation():
     assert "grade_correlation" not in evaluate(pairs(gap, grade_gap=np.ones(len(gap))))
 
 
+def test_values_that_differ_by_rounding_are_one():
+    """Thirds written with four digits: 1/3 is .3333 or .3334, and has two forms of .3333 in floats."""
+    found = list(buckets(np.array([0.6667 - 0.3333, 1 - 0.6667, 1 - 0.6667, 0.3333, 0.0, 1.0, np.nan])))
+    assert [(round(low, 4), low == high, int(inside.sum())) for low, high, inside in found] == [
+        (0.0, True, 1),
+        (0.3333, True, 4),
+        (1.0, True, 1),
+    ]
+
+
 def test_many_values_make_five_buckets_of_equal_count():
     values = np.random.default_rng(2).normal(size=1000)
     found = list(buckets(values))

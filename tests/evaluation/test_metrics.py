@@ -137,6 +137,11 @@ def test_gap_against_target():
     some = evaluate(pairs(0.5 * target, target_gap=[np.inf, None, *target[2:]]))
     assert some["gap_slope"].n == some["prob_error"].n == 28
     assert "gap_slope" not in evaluate(pairs(target))
+    votes = evaluate(pairs(target, target_gap=[0.0] * 4 + [np.inf] * 26))  # only ties have a finite one
+    assert not {"gap_slope", "gap_correlation"} & set(votes)
+    assert (votes["prob_error"].n, votes["nll"].n) == (4, 30)
+    [told] = (remark for name, _, remark in rows(votes) if name == "distance from the target probability")
+    assert told == "4 pairs: the target gap of the others is not finite, or not known"
 
 
 def test_weights_are_for_training_only():

@@ -86,7 +86,7 @@ def test_the_page_shows_what_the_tables_say(run: Run) -> None:
     page = page_of([run.path])
     assert run.metrics is not None
     (numbers,) = (block for block in section(page, "Numbers").blocks if isinstance(block, Table))
-    assert numbers.rows[0][:2] == ("accuracy", str(run.metrics["accuracy"]))
+    assert numbers.rows[0][:2] == ("accuracy", run.metrics["accuracy"])
     splits = next(
         block for block in section(page, "Data").blocks if isinstance(block, Table) and block.columns[0] == "split"
     )
@@ -152,10 +152,24 @@ def test_what_is_missing_is_named(run: Run, tmp_path: Path, without: str, title:
     assert any(said in text for text in texts), texts
 
 
+def test_what_was_logged_once_is_a_row_and_no_curve(tmp_path: Path) -> None:
+    """A point alone has no course."""
+    folder = write_run(tmp_path / "run")
+    (folder / "log.jsonl").write_text(
+        '{"step": 10, "loss": 0.5}\n{"step": 20, "grad_norm": 2}\n{"step": 30, "grad_norm": 1}\n'
+    )
+    blocks = section(page_of([folder]), "How training went").blocks
+    assert [block.caption for block in blocks if isinstance(block, Chart)] == ["Gradient norm"]
+    [table] = [block for block in blocks if isinstance(block, Table)]
+    assert table.rows == [("Loss: train", "0.5", "10")]
+
+
 def test_a_run_that_was_cut_off(run: Run, tmp_path: Path) -> None:
     """Without metrics.json it is not finished, and the page says so."""
     page = page_of([copy_of(run, tmp_path / "run", "metrics.json", "tables")])
     assert "has not come to its end" in page.lead
+    assert "has not come to its end" in page.verdicts[0].says
+    assert "the same command again" in (page.verdicts[0].advice or "")
     assert "not finished" in words(page)
 
 
@@ -170,12 +184,15 @@ def test_a_twin_that_was_judged_on_other_pairs(tmp_path: Path) -> None:
 
 
 def test_broken_files_are_refused_in_one_line(run: Run, tmp_path: Path) -> None:
-    """A manifest that is no JSON, a configuration that is no YAML."""
+    """A manifest that is no JSON, a configuration that is no YAML, texts that were cut off."""
     for name, text, said in (
         ("manifest.json", "{", "not readable as JSON"),
         ("config.yaml", "a: [", "not readable as YAML"),
+        ("tables/mistakes.jsonl", '{"mistakes": 3}\n{"group": "a', "not readable as lines of JSON"),
+        ("tables/mistakes.jsonl", '{"shown": 3}\n', "not readable as lines of JSON"),
+        ("tables/mistakes.jsonl", '{"mistakes": 3}\n{"group": "a"}\n', "a row lacks one of chosen"),
     ):
-        folder = copy_of(run, tmp_path / name, "control")
+        folder = copy_of(run, tmp_path / f"{len(list(tmp_path.iterdir()))}", "control")
         (folder / name).write_text(text)
         with pytest.raises(BadInput, match=said) as caught:
             page_of([folder])
@@ -260,10 +277,11 @@ def test_a_comparison_says_which_is_better_and_what_cannot_be_told(three: list[P
     """Paired differences to the first; the intervals are counted; benchmarks side by side with their differences."""
     page = page_of(three)
     said = [one.says for one in page.verdicts]
-    assert said[0].startswith("better has the better NLL")
+    assert said[0].startswith("better has better NLL")
     assert said[1].startswith("same and base are not distinguishable")
     assert [one.level for one in page.verdicts[:2]] == ["good", "note"]
     assert page_of([three[1], three[0]]).verdicts[0].level == "warning"
+    assert said[-1] == "6 intervals are looked at: about 0.3 would leave 0 out by chance."
     assert "6 intervals in all, not corrected for their number." in words(page)
     judged = section(page, "Benchmarks").blocks[0]
     assert isinstance(judged, Table)
@@ -281,7 +299,7 @@ def test_a_comparison_says_which_is_better_and_what_cannot_be_told(three: list[P
     assert isinstance(table, Table)
     assert [row[:2] for row in table.rows] == [("hard", "better"), ("hard", "same")]
     assert isinstance(told, Prose)
-    assert told.text.startswith("2 of 4 intervals leave 0 out")
+    assert told.text.startswith("2 of 4 intervals leave 0 out; about 0.2 would by chance alone")
     settings = section(page, "The models").blocks[1]
     assert isinstance(settings, Table)
     assert [row[0] for row in settings.rows] == ["train.learning_rate"]

@@ -148,7 +148,9 @@ def compare(
     if not all(first[name].equals(second[name]) for name in _KEY):
         keys, others = (set(zip(*(t[name].to_pylist() for name in _KEY), strict=True)) for t in (first, second))
         unshared = sorted(keys ^ others)
-        where = f"{len(unshared)} pairs are in one only, first {unshared[0]}" if unshared else "repeated pairs differ"
+        where = "repeated pairs differ"
+        if unshared:
+            where = f"{len(unshared)} pairs are in one only, first one of group {unshared[0][0]}"
         raise BadInput(f"the two tables hold different pairs ({where}): score both models on the same groups")
     left, right = PairColumns.read(first), PairColumns.read(second)
     differ = (left.tie != right.tie) | ~np.isclose(left.label, right.label, rtol=0, atol=1e-9, equal_nan=True)
@@ -192,7 +194,7 @@ def verdict(differences: Mapping[str, Estimate], *, names: tuple[str, str] = ("T
     Example:
         >>> nll, accuracy = Estimate(-0.05, -0.08, -0.02, 900, 300), Estimate(0.004, -0.01, 0.02, 900, 300)
         >>> print(verdict({"nll": nll}))
-        The first model has the better NLL (-0.0500 [-0.0800, -0.0200]) than the second on 900 pairs.
+        The first model has better NLL (-0.0500 [-0.0800, -0.0200]) than the second on 900 pairs.
         >>> print(verdict({"accuracy": accuracy}, names=("mmpo", "dpo")))
         mmpo and dpo are not distinguishable on 900 pairs in accuracy (+0.0040 [-0.0100, +0.0200]).
     """
@@ -203,7 +205,7 @@ def verdict(differences: Mapping[str, Estimate], *, names: tuple[str, str] = ("T
         held = "no interval" if math.isnan(found.low) else f"[{found.low:+.4f}, {found.high:+.4f}]"
         groups[kind].append(f"{_WORDS[name]} ({found.value:+.4f} {held})")
     n = max((found.n for found in differences.values()), default=0)
-    told = [f"the {kind} {' and '.join(groups[kind])}" for kind in ("better", "worse") if groups[kind]]
+    told = [f"{kind} {' and '.join(groups[kind])}" for kind in ("better", "worse") if groups[kind]]
     first, second = names
     sentences = [f"{first} has {', and '.join(told)} than {second} on {n} pairs."] if told else []
     if groups["same"]:
@@ -316,6 +318,8 @@ def _remark(name: str, evaluation: Evaluation) -> str:
         return f"{told['temperature']}; {sense or 'no sign of over- or underconfidence'}"
     if name == "length_baseline" and told.get("length_unit"):
         return f"length in {told['length_unit']}"
+    if name == "prob_error" and found.n < evaluation["nll"].n:
+        return f"{found.n} pairs: the target gap of the others is not finite, or not known"
     if name == "tie_auc":
         return f"0.5 tells nothing, 1 tells all; {counts.get('ties_left_out', 0)} ties"
     return ""

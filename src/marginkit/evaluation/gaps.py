@@ -22,12 +22,16 @@ from marginkit.tables import Scores
 FEW_VALUES = 8
 """Different gaps up to which each is a bucket of its own; above, there are five of equal count."""
 BUCKETS = 5
+ROUNDING = 1e-3
+"""Share of the range within which gaps are one value: 1 - 0.6667 and 0.3333 are the same third."""
+LEVELS = 50
+"""Different values, but for rounding, up to which grades are steps of a scale and no continuum."""
 MEASURES = {"grade_gap": "dataset units", "target_gap": "logits"}
 
 
 @dataclass(frozen=True, slots=True)
 class GapBucket:
-    """The pairs whose grade gap lies in `(low, high]`, or is `low` where the two are equal.
+    """The pairs whose grade gap lies in `(low, high]`, or is `low` but for rounding where the two are equal.
 
     Args:
         low: lower edge, exclusive; the value itself where the bucket is one value.
@@ -185,7 +189,10 @@ def buckets(values: Array) -> Iterator[tuple[float, float, Mask]]:
         [(1.0, 1.0, 2), (2.0, 2.0, 1)]
         >>> [(low, high, int(inside.sum())) for low, high, inside in buckets(np.arange(20.0))][:2]
         [(0.0, 3.0, 4), (3.0, 7.0, 4)]
+        >>> [(low, high, int(inside.sum())) for low, high, inside in buckets(np.array([0.3333, 1 - 0.6667, 1.0]))]
+        [(0.3333, 0.3333, 2), (1.0, 1.0, 1)]
     """
+    values = _unrounded(values)
     different, counts = np.unique(values[~np.isnan(values)], return_counts=True)
     if len(different) <= FEW_VALUES:
         for value in different:
@@ -198,6 +205,24 @@ def buckets(values: Array) -> Iterator[tuple[float, float, Mask]]:
         inside = (values <= high) & ((values > low) if number else (values >= low))
         yield low, float(high), inside
         low = float(high)
+
+
+def _unrounded(values: Array) -> Array:
+    """Values that differ by rounding alone made one, the most frequent of them; a continuum stays as it is."""
+    different, place, counts = np.unique(values, return_inverse=True, return_counts=True, equal_nan=True)
+    known = different[~np.isnan(different)]
+    if not len(known):
+        return values
+    starts: list[int] = []
+    for at, value in enumerate(known):
+        if not starts or value - known[starts[-1]] > ROUNDING * (known[-1] - known[0]):
+            starts.append(at)
+            if len(starts) > LEVELS:
+                return values
+    made = different.copy()
+    for start, end in zip(starts, [*starts[1:], len(known)], strict=True):
+        made[start:end] = known[start + int(np.argmax(counts[start:end]))]
+    return np.asarray(made[place].reshape(values.shape))
 
 
 def range_name(low: float, high: float) -> str:

@@ -197,7 +197,7 @@ def _ask_gaps(asked: Questions, pairs: PairColumns) -> None:
         asked.ask("grade_correlation", rank_correlation(pairs.gap[graded], pairs.grade_gap[graded]), graded)
     if pairs.tie.any() and not pairs.tie.all():
         asked.ask("tie_auc", area_under_curve(np.abs(pairs.gap), ~pairs.tie), np.ones_like(pairs.tie))
-    if targeted.any():
+    if targeted.any() and np.ptp(pairs.target_gap[targeted]) > 0:  # of one-sided votes only ties have a finite one
         gap, target = pairs.gap[targeted], pairs.target_gap[targeted]
         asked.ask("gap_correlation", rank_correlation(gap, target), targeted)
         asked.ask("gap_slope", slope_through_zero(gap, target), targeted)

@@ -102,7 +102,7 @@ def _verdicts(records: Sequence[RunRecord], found: Mapping[str, Comparison | str
             Verdict("warning", f"{', '.join(behind)} {said}, or {'are' if len(behind) > 1 else 'is'} behind it.")
         )
     if count > 4:
-        by_chance = f"{count} intervals are looked at: about {max(1, round(0.05 * count))} would leave 0 out by chance."
+        by_chance = f"{count} intervals are looked at: about {0.05 * count:.1f} would leave 0 out by chance."
         made.append(Verdict("note", by_chance))
     return made
 
@@ -261,7 +261,7 @@ def _benchmark_differences(records: Sequence[RunRecord]) -> list[Section]:
     )
     total = sum(isinstance(cell, Estimate) for row in rows for cell in row)
     heads = ("file", "model", "accuracy", "NLL", "McNemar, mid-p")
-    told = f"{clear} of {total} intervals leave 0 out; about {round(0.05 * total)} would by chance alone."
+    told = f"{clear} of {total} intervals leave 0 out; about {0.05 * total:.1f} would by chance alone."
     table = Table(heads, rows, f"Model - {first.name}, on the same pairs of each file", (2, 3, 4))
     return [Section(f"Benchmarks, differences to {first.name}", [table, Prose(told)], "benchmark-differences")]
 

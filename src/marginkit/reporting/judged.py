@@ -40,9 +40,10 @@ def numbers_section(record: RunRecord) -> Section:
     """Everything that was measured on held-out data, with intervals and remarks."""
     if record.evaluation is None:
         return Section("Numbers", [Prose(_why_not_judged(record))], "numbers")
+    known = {str(value): value for value in record.evaluation.values()}
     table = Table(
         ("", "value [95%]", "remark"),
-        rows(record.evaluation),
+        [(name, known.get(value, value), remark) for name, value, remark in rows(record.evaluation)],
         f"On held-out data; 95% intervals by resampling prompts ({_counted(record.evaluation)})",
         (1,),
     )

@@ -91,6 +91,9 @@ def _lead(record: RunRecord) -> str:
 def _judged_verdicts(record: RunRecord) -> list[Verdict]:
     """Is it better than length, and is its confidence right?"""
     found = record.evaluation
+    if found is None and not record.finished:
+        said = "The run has not come to its end, and nothing has been judged yet."
+        return [Verdict("note", said, "the same command again: it goes on where it stopped, unless it still runs")]
     if found is None:
         return [Verdict("note", "Nothing was judged, so nothing is known of how good it is.", _no_split(record))]
     if record.pairs is None:

@@ -133,12 +133,22 @@ def _json(path: Path) -> Any:
         raise BadInput(f"{path}: not readable as JSON ({error})".splitlines()[0]) from None
 
 
+_TEXTS = {"group", "gap", "prob", "prompt", "chosen", "rejected"}
+
+
 def _mistakes(tables: Path) -> tuple[list[dict[str, Any]], int] | None:
     path = tables / "mistakes.jsonl"
     if not path.is_file():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return (rows[1:], int(rows[0]["mistakes"])) if rows else None
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        total = int(rows[0]["mistakes"]) if rows else 0
+        whole = all(isinstance(row, dict) and row.keys() >= _TEXTS for row in rows[1:])
+    except (ValueError, TypeError, LookupError) as error:
+        raise BadInput(f"{path}: not readable as lines of JSON ({error}); remove the file".splitlines()[0]) from None
+    if not whole:
+        raise BadInput(f"{path}: a row lacks one of {', '.join(sorted(_TEXTS))}; remove the file")
+    return (rows[1:], total) if rows else None
 
 
 def _benchmarks(folder: Path) -> list[dict[str, Any]]:

@@ -154,13 +154,18 @@ def curves_section(record: RunRecord) -> Section:
     title, anchor = "How training went", "training"
     history = record.history
     blocks: list[Block] = []
+    once: list[tuple[str, ...]] = []
     for caption, unit, wanted in _CURVES:
         series = [
             Series(name, history.series[key], dashed=dashed) for key, name, dashed in wanted if history.series.get(key)
         ]
-        if series:
+        if any(len(one.points) > 1 for one in series):
             figure = Lines(series, "epoch" if history.unit == "epoch" else "optimizer step", unit)
             blocks.append(Chart(figure, caption, "; ".join(_course(one) for one in series)))
+        else:
+            once += [(f"{caption}: {one.name}", *(number(x) for x in reversed(one.points[0]))) for one in series]
+    if once:
+        blocks.append(Table(("", "value", f"at {history.unit}"), once, "Logged once: no course to draw", (1, 2)))
     if not blocks:
         why = "These are score tables: there was no training to follow." if not record.config else "Nothing was logged."
         return Section(title, [Prose(why)], anchor)
