@@ -119,7 +119,10 @@ def test_gaps_of_training_pairs_spread_wider() -> None:
     assert found("overfitting", rewards__margins_std=line(2.2), eval_rewards__margins_std=line(2.0)) is None
 
 
-@pytest.mark.parametrize(("slope", "word"), [(1.6, "overshoots"), (0.2, "learnt little"), (0.9, None), (0.6, None)])
+@pytest.mark.parametrize(
+    ("slope", "word"),
+    [(1.6, "overshoots"), (0.2, "learnt little"), (-0.5, "puts first what should"), (0.9, None), (0.6, None)],
+)
 def test_gaps_against_their_targets(slope: float, word: str | None) -> None:
     """Clearly above 1 it overshoots, clearly below 1/2 it has learnt little, between nothing is said."""
     said = found("target", {"gap_slope": around(slope, 0.15)})

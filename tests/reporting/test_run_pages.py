@@ -306,6 +306,15 @@ def test_a_comparison_says_which_is_better_and_what_cannot_be_told(three: list[P
     assert report(three, out=tmp_path / "all.html").read_text().count("<svg") > 6
 
 
+def test_a_file_that_it_was_trained_on_is_named_beside_its_numbers(tmp_path: Path) -> None:
+    """They look like those of any other file."""
+    folder = made_up(tmp_path, "one", np.linspace(-1, 3, 50), "dpo", seen=np.ones(30))
+    held = folder / "benchmarks" / "seen" / "result.json"
+    assert "Trained on this very file" not in words(page_of([folder]))
+    held.write_text(json.dumps(json.loads(held.read_text()) | {"trained_on": True}))
+    assert "Trained on this very file: seen (one)." in words(page_of([folder]))
+
+
 def test_models_judged_on_other_pairs_stand_side_by_side(three: list[Path], tmp_path: Path) -> None:
     """No difference is made up; the page says why there is none."""
     other = made_up(tmp_path, "other", np.linspace(-1, 3, 50), "dpo")

@@ -200,6 +200,10 @@ def _reaches(seen: Observed) -> Diagnosis | None:
         said = f"Held-out gaps are {slope.value:.2f} times their targets [{slope.low:.2f}, {slope.high:.2f}]"
         why = "it has learnt little of how much better, or gamma asks for more than the data can teach"
         advice = "more data or a stronger model; if its confidence is wrong too, a smaller target.gamma"
+        if slope.high < 0:
+            why = "it puts first what should come second"
+            advice = "look at the pairs it is most wrong about: labels may be the wrong way round, there or in training"
+            return Diagnosis("warning", "target", f"{said}: {why}.", advice, numbers)
         return Diagnosis("note", "target", f"{said}: {why}.", advice, numbers)
     return None
 

@@ -36,6 +36,13 @@ def benchmarks_section(records: Sequence[RunRecord]) -> Section:
     )
     first = 2 if several else 1
     blocks: list[Block] = [Table(heads, rows, "Judged on other files", tuple(range(first, len(heads))))]
+    seen = [
+        f"{one['name']} ({record.name})" for record in records for one in record.benchmarks if one.get("trained_on")
+    ]
+    if seen:
+        blocks.append(
+            Prose(f"Trained on this very file: {', '.join(seen)}. How good it is on other rows is not known.")
+        )
     if sections:
         heads = ("benchmark", *(("model",) if several else ()), "section", "score")
         blocks.append(Table(heads, sections, "Sections", (len(heads) - 1,)))

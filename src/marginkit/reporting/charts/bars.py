@@ -46,7 +46,7 @@ def draw_bars(figure: Bars, *, title: str, words: str, mark: str) -> tuple[Marku
         value, name = reference
         at_y = frame.y(value)
         parts.append(tag("line", class_="ideal", x1=frame.left, x2=frame.right, y1=at_y, y2=at_y))
-        parts.append(tag("text", name, class_="tick", x=frame.right, y=at_y - 4, text_anchor="end"))
+        parts.append(tag("text", name, class_="tick above", x=frame.right, y=at_y - 4, text_anchor="end"))
     return drawing(*parts, title=title, words=words, mark=mark), None
 
 
