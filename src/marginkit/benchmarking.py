@@ -335,8 +335,17 @@ def result_folder(model: str, benchmark: str, out: Path | None) -> Path:
         target = Path(model) / "benchmarks" / benchmark
     else:
         raise BadInput(f"{model}: is not a run, so its results need a place; name a folder with --out")
-    there = next(folder for folder in (target, *target.parents) if folder.exists())
+    return checked_folder(target, "--out")
+
+
+def checked_folder(folder: Path, option: str) -> Path:
+    """A folder that an option named, or that is to be made: before the work begins, so that none is lost.
+
+    Raises:
+        BadInput: nothing can be written there.
+    """
+    there = next(one for one in (folder, *folder.parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "may not be written to" if there.is_dir() else "is a file"
-        raise BadInput(f"{there}: {why}, so results cannot be kept there; name another folder with --out")
-    return target
+        raise BadInput(f"{there}: {why}, so results cannot be kept there; name another folder with {option}")
+    return folder

@@ -133,6 +133,8 @@ def test_rewardbench_with_the_leaderboards_files(run: Call, tmp_path: Path, mode
         (["--model", "m", "--data", "mine.jsonl", "--against", "b"], "give --model twice"),
         (["--model", "m", "--data", "mine.jsonl", "--official", "o"], "needs its name there"),
         (["--model", "m", "--data", "mine.jsonl", "--model-name", "a/b"], "ask for them with --official"),
+        (["--model", "m", "--data", "mine.jsonl", "--official", "o", "--model-name", "a"], "write ORG/NAME"),
+        (["--model", "m", "--data", "mine.jsonl", "--official", "mine.jsonl/o", "--model-name", "a/b"], "is a file"),
     ],
 )
 def test_what_does_not_go_together(run: Call, tmp_path: Path, words: list[str], says: str) -> None:

@@ -108,12 +108,23 @@ def evaluate(
     if calibrate_on is not None or slices:
         name = "--slices" if slices else f"--calibrate-on {calibrate_on}"
         raise BadInput(f"{name}: is asked of tables; name the folder under benchmarks/ of the run that was judged")
-    from marginkit.benchmarking import difference, judge_benchmark, read_benchmarks, result_folder, write_leaderboard
+    from marginkit.benchmarking import (
+        checked_folder,
+        difference,
+        judge_benchmark,
+        read_benchmarks,
+        result_folder,
+        write_leaderboard,
+    )
+    from marginkit.evaluation.rewardbench_files import org_and_name
     from marginkit.run_scores import open_scorer
 
     models, sources = list(dict.fromkeys(model)), [*data, *given]
     if official is not None and (model_name is None or len(models) > 1):
         raise BadInput(f"--official {official}: is for one --model, and needs its name there: --model-name ORG/NAME")
+    if official is not None and model_name is not None:
+        checked_folder(official, "--official")
+        org_and_name(model_name)
     if model_name is not None and official is None:
         raise BadInput(
             f"--model-name {model_name}: is the name in the leaderboard's files; ask for them with --official"

@@ -53,9 +53,7 @@ def write_official(
     renders them. As in the leaderboard's own files, `results` of rows of Ties is that of the first answer among all;
     the score in `eval-set` is by the rule for Ties.
     """
-    org, _, name = model.partition("/")
-    if not org or not name or "/" in name or {org, name} & {".", ".."} or "\\" in model:
-        raise BadInput(f"model name {model!r}: write ORG/NAME, as on the hub")
+    org, name = org_and_name(model)
     columns = _pair_columns(groups, scores.pairs) if version == 1 else _answer_columns(groups, scores.responses)
     if not columns["id"]:
         raise BadInput("no row was scored: there is nothing to write")
@@ -67,6 +65,22 @@ def write_official(
         path.write_text(json.dumps({**content, **facts}, indent=4, sort_keys=True), encoding="utf-8")
         written.append(path)
     return written
+
+
+def org_and_name(model: str) -> tuple[str, str]:
+    """The two parts of a model's name on the hub, neither of which leads out of a folder.
+
+    Raises:
+        BadInput: it is not ORG/NAME.
+
+    Example:
+        >>> org_and_name("my-org/my-model")
+        ('my-org', 'my-model')
+    """
+    org, _, name = model.partition("/")
+    if not org or not name or "/" in name or {org, name} & {".", ".."} or "\\" in model:
+        raise BadInput(f"model name {model!r}: write ORG/NAME, as on the hub")
+    return org, name
 
 
 def subset_results(columns: Mapping[str, Any]) -> dict[str, float]:
