@@ -287,7 +287,7 @@ def _twin(seen: Observed) -> Diagnosis | None:
     if nll is None or math.isnan(nll.low):
         return None
     numbers = {"nll": nll.value}
-    told = f"{abs(nll.value):.3f} NLL [{nll.low:+.3f}, {nll.high:+.3f}]"
+    told = f"{abs(nll.value):.3f} NLL (difference {nll.value:+.3f} [{nll.low:+.3f}, {nll.high:+.3f}])"
     if nll.high < 0:
         return Diagnosis("good", "twin", f"Better than its hard-label twin by {told}.", None, numbers)
     if nll.low <= 0:
