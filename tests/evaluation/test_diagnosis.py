@@ -234,3 +234,14 @@ def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> Non
     assert history.unit == "step"
     assert history.snapshots[0].gap == [0.1, 0.4]
     assert read_history(tmp_path / "nowhere").series == {}
+
+
+def test_lines_that_are_no_snapshot_are_counted(tmp_path: Path) -> None:
+    """Another form, a number that is none, lists of different lengths; a step that is not finite is no step."""
+    whole = {"step": 4, "measure": "target_gap", "target": [0.1, 2.0], "gap": [0.0, 1.0], "count": [5, 5]}
+    other = [{"step": 1}, whole | {"gap": [1.0]}, whole | {"target": "x"}, whole | {"gap": [float("nan"), 1.0]}, whole]
+    (tmp_path / "snapshots.jsonl").write_text("".join(json.dumps(line) + "\n" for line in other))
+    (tmp_path / "log.jsonl").write_text('{"step": NaN, "loss": 1}\n{"step": 4, "loss": 0.5}\n')
+    found = read_history(tmp_path)
+    assert ([one.step for one in found.snapshots], found.broken) == ([4.0], 4)
+    assert found.series == {"loss": [(4.0, 0.5)]}

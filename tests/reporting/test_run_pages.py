@@ -189,10 +189,13 @@ def test_broken_files_are_refused_in_one_line(run: Run, tmp_path: Path) -> None:
         ("manifest.json", "{", "not readable as JSON"),
         ("config.yaml", "a: [", "not readable as YAML"),
         ("tables/mistakes.jsonl", '{"mistakes": 3}\n{"group": "a', "not readable as lines of JSON"),
+        ("benchmarks/one/result.json", "[]", "is no result of marginkit evaluate; remove it"),
+        ("benchmarks/one/result.json", '{"name": "x", "evaluation": {"accuracy": 5}}', "is no result of marginkit"),
         ("tables/mistakes.jsonl", '{"shown": 3}\n', "not readable as lines of JSON"),
         ("tables/mistakes.jsonl", '{"mistakes": 3}\n{"group": "a"}\n', "a row lacks one of chosen"),
     ):
         folder = copy_of(run, tmp_path / f"{len(list(tmp_path.iterdir()))}", "control")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
         with pytest.raises(BadInput, match=said) as caught:
             page_of([folder])

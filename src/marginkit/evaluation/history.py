@@ -84,18 +84,33 @@ def read_history(run: str | Path) -> History:
     series: dict[str, dict[float, float]] = {}
     for line in lines:
         at = line.get(unit)
-        if not isinstance(at, (int, float)):
+        if not isinstance(at, (int, float)) or not math.isfinite(at):
             continue
         for name, value in line.items():
             if name not in ("step", "epoch") and isinstance(value, (int, float)) and math.isfinite(value):
                 series.setdefault(name, {})[float(at)] = float(value)
     shots, cut = _lines(folder / "snapshots.jsonl")
-    by_step = {float(shot["step"]): shot for shot in shots if "step" in shot}
-    snapshots = [
-        Snapshot(step, shot["measure"], shot["target"], shot["gap"], shot["count"])
-        for step, shot in sorted(by_step.items())
-    ]
+    by_step: dict[float, Snapshot] = {}
+    for shot in shots:
+        found = _snapshot(shot)
+        if found is None:
+            cut += 1
+        else:
+            by_step[found.step] = found
+    snapshots = [by_step[step] for step in sorted(by_step)]
     return History(unit, {name: sorted(points.items()) for name, points in series.items()}, snapshots, broken + cut)
+
+
+def _snapshot(shot: dict[str, Any]) -> Snapshot | None:
+    """A line of `snapshots.jsonl`; None if it is no snapshot."""
+    target, gap, count = (shot.get(name) for name in ("target", "gap", "count"))
+    if not (isinstance(target, list) and isinstance(gap, list) and isinstance(count, list)):
+        return None
+    if not target or not len(target) == len(gap) == len(count):
+        return None
+    if not all(isinstance(one, (int, float)) and math.isfinite(one) for one in (shot.get("step"), *target, *gap)):
+        return None
+    return Snapshot(float(shot["step"]), str(shot.get("measure")), target, gap, count)
 
 
 def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -152,8 +152,14 @@ def _mistakes(tables: Path) -> tuple[list[dict[str, Any]], int] | None:
 
 
 def _benchmarks(folder: Path) -> list[dict[str, Any]]:
-    found = (_json(path) for path in sorted(folder.glob("benchmarks/*/result.json")))
-    return [one for one in found if isinstance(one, dict)]
+    found = []
+    for path in sorted(folder.glob("benchmarks/*/result.json")):
+        one = _json(path)
+        told = one.get("evaluation") if isinstance(one, dict) else None
+        if not isinstance(told, dict) or not all(isinstance(told.get(name), dict) for name in ("accuracy", "counts")):
+            raise BadInput(f"{path}: is no result of marginkit evaluate; remove it, or judge the model again")
+        found.append({"name": path.parent.name} | one)
+    return found
 
 
 def named(paths: Sequence[str | Path]) -> list[str]:
