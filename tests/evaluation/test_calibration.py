@@ -31,7 +31,7 @@ def test_worked_ece(bins, expected):
 
 @pytest.mark.parametrize(("bins", "expected"), [(10, 0.178), (20, 0.290), (30, 0.318)])
 def test_worked_ece_with_the_upper_half_split_in_bins(bins, expected):
-    """5, 10 and 15 bins on [1/2, 1] are 10, 20 and 30 on [0, 1]; edges are exact: .55 and .65 belong to the bin below."""
+    """5, 10 and 15 bins on [1/2, 1] are 10, 20, 30 on [0, 1]; edges are exact: .55 and .65 are in the bin below."""
     assert expected_calibration_error(PROB, ONES, bins) == pytest.approx(expected, abs=1e-12)
 
 
