@@ -16,8 +16,9 @@ import pair_tables
 import tiny
 from commands import call
 from marginkit.errors import BadInput
-from marginkit.reporting.blocks import Chart, Page, PairTexts, Prose, Section, Table
+from marginkit.reporting.blocks import Chart, Page, PairText, PairTexts, Prose, Section, Table
 from marginkit.reporting.comparison_page import comparison_page
+from marginkit.reporting.html import render_html
 from marginkit.reporting.judged import density
 from marginkit.reporting.reports import page_of, report
 from marginkit.reporting.runs import RunRecord, named, read_record
@@ -384,3 +385,19 @@ def test_a_record_without_pairs_is_no_number(tmp_path: Path) -> None:
     assert "nats a token" in page.verdicts[0].says
     assert isinstance(read_record(tmp_path), RunRecord)
     assert not math.isnan(read_record(tmp_path).evaluation["nll_per_token"].value)  # type: ignore[index]
+
+
+def test_a_handful_of_pairs_gets_no_verdict(tmp_path: Path) -> None:
+    """Below twenty pairs that are no ties: a note, and no advice to change anything."""
+    Scores(pair_tables.responses(reward=[1.0]), pair_tables.pairs([1.0, -1.0, 2.0])).save(tmp_path)
+    (first, *_) = page_of([tmp_path]).verdicts
+    assert (first.level, first.advice) == ("note", None)
+    assert "3 pairs are too few" in first.says
+
+
+def test_pairs_beyond_the_first_twenty_unfold() -> None:
+    """All are on the page; what is folded says how many it is."""
+    rows = [PairText(f"group {at}", "p", "c", "r") for at in range(50)]
+    text = render_html(Page("t", "l", [], [Section("Sure and wrong", [PairTexts(rows, 50)])]))
+    assert text.count("<article") == 50
+    assert text.index("group 19") < text.index("30 more") < text.index("group 20")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marginkit.cli.rendering import say, say_json, show_evaluation, table
 from marginkit.errors import BadInput
+from marginkit.records import Estimate
 
 if TYPE_CHECKING:
     from marginkit.evaluation.calibrators import Calibrated
@@ -82,7 +84,7 @@ def _slices(tables: Path, bins: int, seed: int, *, show: bool) -> dict[str, Any]
                 (
                     f"{one.name}{' *' if one.small else ''}",
                     f"{one.n:,}",
-                    *map(str, (one.accuracy, one.length_baseline, one.nll, one.ece)),
+                    *map(_words, (one.accuracy, one.length_baseline, one.nll, one.ece)),
                     f"{one.ece_floor.high:.3f}",
                 )
                 for one in own
@@ -92,11 +94,17 @@ def _slices(tables: Path, bins: int, seed: int, *, show: bool) -> dict[str, Any]
             table(f"by {name}{' (*: few pairs)' if any(one.small for one in own) else ''}", heads, rows)
         if study is not None:
             name = study.measure.replace("_", " ")
-            rows_ = [(one.name, f"{one.n:,}", *map(str, (one.agreement, one.gap, one.prob))) for one in study.buckets]
+            rows_ = [
+                (one.name, f"{one.n:,}", *map(_words, (one.agreement, one.gap, one.prob))) for one in study.buckets
+            ]
             heads_ = (name, "pairs", "agreement", "mean gap (logits)", "mean probability")
             rises = f"the mean gap rises in {study.rises} of {study.steps} steps"
             table(f"along the {name} ({study.unit}); {rises}", heads_, rows_)
     return {"slices": [one.to_json() for one in found], "gaps": None if study is None else study.to_json()}
+
+
+def _words(found: Estimate) -> str:
+    return "-" if math.isnan(found.value) else str(found)
 
 
 def _calibrated(fit_on: Path, judge_on: Path, bins: int, seed: int) -> Mapping[str, Calibrated]:

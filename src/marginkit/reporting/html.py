@@ -213,6 +213,10 @@ def _chart(chart: Chart, marks: _Marks) -> Markup:
     return tag("figure", picture, legend, tag("figcaption", shown(chart.caption)), behind)
 
 
+OPEN = 20
+"""Pairs that are shown at once; the others unfold, and a search opens them."""
+
+
 def _pairs(pairs: PairTexts, marks: _Marks) -> Markup:
     left = pairs.total - len(pairs.rows)
     told = f"{len(pairs.rows):,} of {pairs.total:,} pairs" if left else f"{len(pairs.rows):,} pairs"
@@ -227,8 +231,10 @@ def _pairs(pairs: PairTexts, marks: _Marks) -> Markup:
         class_="search",
         hidden=True,
     )
-    count = tag("p", f"{told} are shown.", class_="quiet-line") if left else None
-    return tag("div", search, count, *map(_pair, pairs.rows), class_="pairs")
+    count = tag("noscript", tag("p", f"{told} are shown.", class_="quiet-line")) if left else None
+    first, rest = list(map(_pair, pairs.rows[:OPEN])), list(map(_pair, pairs.rows[OPEN:]))
+    more = tag("details", tag("summary", f"{len(rest):,} more"), *rest, class_="more") if rest else None
+    return tag("div", search, count, *first, more, class_="pairs")
 
 
 def _pair(pair: PairText) -> Markup:

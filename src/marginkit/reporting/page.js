@@ -50,11 +50,13 @@
     search.hidden = false;
     const found = search.querySelector(".found");
     const pairs = [...part.querySelectorAll(".pair")].map((pair) => [pair, pair.textContent.toLowerCase()]);
+    const more = part.querySelector("details.more");
     let waiting = 0;
     search.querySelector("input").addEventListener("input", (event) => {
       clearTimeout(waiting);
       const words = event.target.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
       waiting = setTimeout(() => {
+        if (more && words.length) more.open = true;
         let count = 0;
         for (const [pair, text] of pairs) {
           pair.hidden = !words.every((word) => text.includes(word));

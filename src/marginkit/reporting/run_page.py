@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from marginkit.errors import BadInput
 from marginkit.evaluation.compare import compare, p_words, verdict
 from marginkit.evaluation.diagnosis import Diagnosis
-from marginkit.evaluation.metrics import Evaluation
+from marginkit.evaluation.metrics import FEW, Evaluation
 from marginkit.records import Estimate
 from marginkit.reporting.blocks import Block, Chart, Forest, Level, Page, Prose, Section, Verdict
 from marginkit.reporting.judged import (
@@ -112,6 +112,8 @@ def _by_length(record: RunRecord, found: Evaluation) -> Verdict | None:
     if not accuracy.n:
         return Verdict("note", "Every held-out pair is a tie: there is no accuracy.")
     told = f"accuracy {accuracy}"
+    if accuracy.n < FEW:
+        return Verdict("note", f"{told[0].upper()}{told[1:]}: {accuracy.n} pairs are too few to say how good it is.")
     difference = against_length(record.columns)
     if difference is None:
         level: Level = "good" if accuracy.low > 0.5 else "warning"
