@@ -12,23 +12,16 @@ import yaml
 
 from marginkit.config import RunConfig
 from marginkit.errors import RunFailed
+from marginkit.evaluation.compare import WORDS
 from marginkit.records import Estimate
 
 log = logging.getLogger("marginkit")
 
 _HUB_TAGS = {"policy": ["dpo"], "reward_model": ["reward-model", "reward-trainer"], "sft": ["sft"]}
-_SHOWN = {
-    "accuracy": "accuracy",
-    "length_baseline": "accuracy of the longer response",
-    "nll": "NLL (nats a pair)",
-    "brier": "Brier score",
-    "ece": "calibration error (ECE)",
-    "ece_floor": "ECE of a calibrated model (noise floor)",
-    "temperature": "best temperature (in-sample)",
-    "ece_at_temperature": "ECE at that temperature",
-    "nll_per_token": "NLL (nats a token)",
-    "perplexity": "perplexity",
-}
+_SHOWN = (
+    *("accuracy", "length_baseline", "nll", "brier", "ece", "ece_floor", "temperature", "ece_at_temperature"),
+    *("nll_per_token", "perplexity"),
+)
 _TASKS = {
     "reward_model": {"type": "text-classification", "name": "preferences between responses"},
     "policy": {"type": "text-generation", "name": "preferences between responses, by implicit reward"},
@@ -84,7 +77,7 @@ def _front_matter(
         []
         if metrics is None
         else [
-            {"type": name, "name": _SHOWN[name], "value": round(float(metrics[name]["value"]), 4)}
+            {"type": name, "name": WORDS[name], "value": round(float(metrics[name]["value"]), 4)}
             for name in _IN_INDEX
             if name in metrics and metrics[name]["value"] is not None
         ]
@@ -136,9 +129,7 @@ def _judged(metrics: Mapping[str, Any] | None) -> list[str]:
         return ["", "## On held-out data", "", "Nothing was judged: the data had no test and no dev split with pairs."]
     lines = ["", "## On held-out data", "", "| | value [95%] | n |", "|---|---|---|"]
     lines += [
-        f"| {words} | {_estimate(metrics[name])} | {metrics[name]['n']} |"
-        for name, words in _SHOWN.items()
-        if name in metrics
+        f"| {WORDS[name]} | {_estimate(metrics[name])} | {metrics[name]['n']} |" for name in _SHOWN if name in metrics
     ]
     return [*lines, *_calibration(metrics)]
 

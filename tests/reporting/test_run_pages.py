@@ -181,7 +181,7 @@ def test_a_twin_that_was_judged_on_other_pairs(tmp_path: Path) -> None:
     page = page_of([folder])
     [said] = section(page, "Against its hard-label twin").blocks
     assert isinstance(said, Prose)
-    assert "They cannot be compared: the two tables hold different pairs" in said.text
+    assert "They are not compared: the two tables hold different pairs" in said.text
 
 
 def test_broken_files_are_refused_in_one_line(run: Run, tmp_path: Path) -> None:

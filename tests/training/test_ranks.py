@@ -122,6 +122,28 @@ def rows_in(path: Path) -> int:
         return int(connection.execute("SELECT COUNT(*) FROM scores").fetchone()[0])
 
 
+def test_benchmarks_in_training_are_shared_and_counted_once(tmp_path: Path) -> None:
+    """Each of 2 ranks scores its part of a sample: what is logged is what 1 rank logs."""
+    start = tiny.save(tmp_path / "start", "llama")
+    rows = [{"prompt": f"Ask {n}?", "chosen": f"good {n} " * (1 + n % 3), "rejected": f"bad {n}"} for n in range(31)]
+    bench = tmp_path / "bench.jsonl"
+    bench.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    settings = [f"model.path={start}", f"train.benchmarks={bench}", "store.use=false", "train.use_cpu=true"]
+    settings += ["train.prompts_per_step=4", "train.max_steps=2", "train.eval_strategy=steps", "train.eval_steps=2"]
+    settings += ["train.learning_rate=0.01", "train.save_strategy=no"]
+    for rank in tiny.on_ranks(whole_run, tmp_path / "ranks", "bt", [*settings, f"out={tmp_path / 'two'}"]):
+        assert "error" not in rank, rank
+    train("bt", [*settings, f"out={tmp_path / 'one'}"], train=GROUPS)
+    logged = [
+        [{name: value for name, value in line.items() if name.startswith("benchmark/")} for line in tiny.log_lines(out)]
+        for out in (tmp_path / "one", tmp_path / "two")
+    ]
+    one, two = ([line for line in lines if line] for lines in logged)
+    assert len(one) == len(two) == 2
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-5)
+
+
 def torch_weights(out: Path) -> dict[str, torch.Tensor]:
     """The weights of a trained model."""
     from safetensors.torch import load_file

@@ -215,7 +215,7 @@ def verdict(differences: Mapping[str, Estimate], *, names: tuple[str, str] = ("T
     return " ".join(sentences)
 
 
-_ROWS = {
+WORDS = {
     "accuracy": "accuracy",
     "length_baseline": "accuracy of the longer response",
     "nll": "NLL (nats a pair)",
@@ -240,6 +240,7 @@ _ROWS = {
     "nll_per_token": "NLL (nats a token)",
     "perplexity": "perplexity",
 }
+"""What each number is called, in reading order."""
 
 
 def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -262,7 +263,7 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     values = {name: str(found) for name, found in evaluation.items() if _tells(name, evaluation)}
     if "mce" in told:
         values["mce"] = f"{told['mce']:.3f}"
-    return [(_ROWS[name], values[name], _remark(name, evaluation)) for name in _ROWS if name in values]
+    return [(WORDS[name], values[name], _remark(name, evaluation)) for name in WORDS if name in values]
 
 
 def _tells(name: str, evaluation: Evaluation) -> bool:
@@ -274,7 +275,7 @@ def _tells(name: str, evaluation: Evaluation) -> bool:
     if name == "gap_correlation":  # a target that is a multiple of the grade gap has its order
         other = evaluation.get("grade_correlation")
         return other is None or not math.isclose(evaluation[name].value, other.value, rel_tol=1e-9)
-    return name in _ROWS
+    return name in WORDS
 
 
 def _remark(name: str, evaluation: Evaluation) -> str:

@@ -56,7 +56,7 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
     if not 2 <= len(records) <= MOST_RUNS:
         raise BadInput(f"{len(records)} runs: a comparison is of 2 to {MOST_RUNS}")
     first, others = records[0], records[1:]
-    found = {one.name: _held_against(one, first) for one in others}
+    found = {one.name: one.held_against(first) for one in others}
     count = sum(len(one) for one in found.values() if isinstance(one, Comparison))
     sections = [
         _runs_section(records),
@@ -70,17 +70,6 @@ def comparison_page(records: Sequence[RunRecord]) -> Page:
     names = ", ".join(record.name for record in records)
     lead = f"{names}. Differences are to {first.name}, on the same pairs, with 95% intervals over prompts."
     return Page(f"Comparison of {len(records)} models", lead, _verdicts(records, found, count), sections, footer())
-
-
-def _held_against(one: RunRecord, first: RunRecord) -> Comparison | str:
-    """Paired differences, or why there are none."""
-    for record in (first, one):
-        if record.pairs is None or record.tables is None:
-            return f"{record.name} has no judged pairs"
-    try:
-        return compare(one.tables, first.tables)
-    except BadInput as error:
-        return str(error)
 
 
 def _verdicts(records: Sequence[RunRecord], found: Mapping[str, Comparison | str], count: int) -> list[Verdict]:

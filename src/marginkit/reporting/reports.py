@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from marginkit.errors import BadInput
-from marginkit.evaluation.compare import compare
 from marginkit.evaluation.diagnosis import Diagnosis, diagnose
 from marginkit.reporting.blocks import Page
 from marginkit.reporting.comparison_page import comparison_page
@@ -70,10 +68,7 @@ def diagnoses_of(record: RunRecord) -> list[Diagnosis]:
     if not record.config:
         return []
     reward = record.manifest.get("parts", {}).get("reward", {}).get("function", "").rpartition(":")[2]
-    twin, differences = record.control, None
-    if twin is not None and record.pairs is not None and twin.pairs is not None:
-        with suppress(BadInput):  # judged on other pairs: the page says why they are not compared
-            differences = compare(record.pairs, twin.pairs)
+    differences = None if isinstance(record.against_twin, str) else record.against_twin
     return diagnose(
         record.history,
         record.evaluation,

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from marginkit.errors import BadInput
-from marginkit.evaluation.compare import compare, p_words, verdict
+from marginkit.evaluation.compare import p_words, verdict
 from marginkit.evaluation.diagnosis import Diagnosis
 from marginkit.evaluation.metrics import FEW, Evaluation
 from marginkit.records import Estimate
@@ -164,12 +163,9 @@ def _twin(record: RunRecord) -> tuple[Section | None, Verdict | None]:
     if twin is None:
         return None, None
     title, anchor = "Against its hard-label twin", "twin"
-    if record.pairs is None or twin.pairs is None or record.tables is None or twin.tables is None:
-        return Section(title, [Prose("The twin, or this run, has not been judged yet.")], anchor), None
-    try:
-        found = compare(record.tables, twin.tables)
-    except BadInput as error:
-        return Section(title, [Prose(f"They cannot be compared: {error}.")], anchor), None
+    found = record.against_twin
+    if found is None or isinstance(found, str):
+        return Section(title, [Prose(f"They are not compared: {found}.")], anchor), None
     said = verdict(found, names=(record.recipe, twin.recipe))
     rows = [(name.replace("_", " "), one) for name, one in found.items()]
     chart = Chart(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pyarrow as pa
 from omegaconf import OmegaConf
 
 from marginkit.errors import BadInput
+from marginkit.evaluation.compare import Comparison, compare
 from marginkit.evaluation.history import History, read_history
 from marginkit.evaluation.metrics import Evaluation, evaluate
 from marginkit.evaluation.pair_columns import PairColumns, read_tables
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunRecord:
     """A run as it lies on disk; of a folder of tables only what the tables say.
 
@@ -48,7 +50,6 @@ class RunRecord:
     benchmarks: Sequence[Mapping[str, Any]] = ()
     control: RunRecord | None = None
     finished: bool = True
-    _columns: list[PairColumns] = field(default_factory=list)
 
     @property
     def recipe(self) -> str:
@@ -61,13 +62,26 @@ class RunRecord:
         found: Mapping[str, Any] = self.manifest.get("data", {}).get("splits", {})
         return found
 
-    @property
+    @cached_property
     def columns(self) -> PairColumns:
         """The pairs as arrays."""
-        if not self._columns:
-            assert self.pairs is not None
-            self._columns.append(PairColumns.read(self.pairs))
-        return self._columns[0]
+        assert self.pairs is not None
+        return PairColumns.read(self.pairs)
+
+    def held_against(self, other: RunRecord) -> Comparison | str:
+        """Paired differences, this - other, on the same pairs; or why there are none."""
+        for record in (other, self):
+            if record.pairs is None:
+                return f"{record.name} has no judged pairs"
+        try:
+            return compare(self.pairs, other.pairs)
+        except BadInput as error:
+            return str(error)
+
+    @cached_property
+    def against_twin(self) -> Comparison | str | None:
+        """The same to its hard-label twin; None where it has none."""
+        return None if self.control is None else self.held_against(self.control)
 
 
 def read_record(path: str | Path, name: str | None = None) -> RunRecord:
