@@ -61,11 +61,10 @@ def test_a_full_disk_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def palettes() -> dict[str, dict[str, str]]:
-    """Every block of colours in the style sheet."""
-    blocks = re.findall(r"(:root[^{}]*)\{([^{}]*--paper[^{}]*)\}", STYLE)
+    """The colours of the style sheet, light and dark."""
+    pairs = re.findall(r"--([\w-]+):\s*light-dark\((#[0-9a-f]{3,6}), (#[0-9a-f]{3,6})\)", STYLE)
     return {
-        f"{at} {head.strip()}": dict(re.findall(r"--([\w-]+):\s*(#[0-9a-f]{3,6})\b", body))
-        for at, (head, body) in enumerate(blocks)
+        scheme: {name: colours[which] for name, *colours in pairs} for which, scheme in enumerate(("light", "dark"))
     }
 
 
@@ -105,13 +104,13 @@ def test_colours_can_be_told(name: str) -> None:
     assert shades[-1] > 4.5
 
 
-def test_light_dark_and_paper_are_all_there() -> None:
-    """Four blocks with the same names; the two for the dark are one."""
-    blocks = palettes()
-    assert len(blocks) == 4
-    light, preferred, chosen, _ = blocks.values()
-    assert preferred == chosen
-    assert all(own.keys() == light.keys() for own in blocks.values())
+def test_every_colour_has_both_and_paper_is_light() -> None:
+    """No colour stands outside the palette; what is printed takes the light one, whatever was chosen on the screen."""
+    used = set(re.findall(r"var\(--([\w-]+)\)", STYLE))
+    assert used <= palettes()["light"].keys()
+    on_paper = STYLE[STYLE.index("@media print") :]
+    assert ":root, :root[data-theme] { color-scheme: light;" in on_paper
+    assert not re.search(r"#[0-9a-f]{3,6}", re.sub(r"light-dark\([^)]*\)|--(ink|link|wash): #(000|fff)", "", STYLE))
 
 
 def test_style_and_script_ask_for_nothing() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from marginkit.evaluation.compare import p_words, verdict
+from marginkit.evaluation.compare import WORDS, p_words, verdict
 from marginkit.evaluation.diagnosis import Diagnosis
 from marginkit.evaluation.metrics import FEW, Evaluation
 from marginkit.records import Estimate
@@ -167,7 +167,7 @@ def _twin(record: RunRecord) -> tuple[Section | None, Verdict | None]:
     if found is None or isinstance(found, str):
         return Section(title, [Prose(f"They are not compared: {found}.")], anchor), None
     said = verdict(found, names=(record.recipe, twin.recipe))
-    rows = [(name.replace("_", " "), one) for name, one in found.items()]
+    rows = [(WORDS[name], one) for name, one in found.items()]
     chart = Chart(
         Forest(rows, f"{record.recipe} - {twin.recipe}"),
         f"{record.recipe} - {twin.recipe} on the same pairs. Left is better for this run, except in accuracy.",
